@@ -1,0 +1,3 @@
+export { enumName } from "./enum-name.ts";
+export { filesIdentity, isOwnIdentity, KIND_PARAMETER, OWN_PARAMETER_PREFIX } from "./files-identity.ts";
+export { canonicalIdentity, compareUtf8, computeSourceId, type IdentityFields } from "./source-id.ts";

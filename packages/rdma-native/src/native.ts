@@ -90,8 +90,6 @@ export interface DescriptorGrant {
 /** What the descriptor server did with one ticket or stranger. */
 export interface DescriptorEvent {
   kind: "sent" | "refused";
-  /** Hex of the ticket's id; "" for a message without one. */
-  ticketId: string;
   pid: number;
   descriptors: number;
   /** Why; "" when sent. */

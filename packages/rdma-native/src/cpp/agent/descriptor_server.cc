@@ -1,0 +1,243 @@
+#include "agent/descriptor_server.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "base/fault.h"
+#include "base/json.h"
+#include "digest/digest.h"
+#include "transport/frame.h"
+
+namespace weightline {
+
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr std::string_view kMagic = "WLFD";
+constexpr uint32_t kVersion = 1;
+constexpr size_t kRequestBytes = 56;
+constexpr int kTickMs = 100;
+
+bool equalInConstantTime(const uint8_t* a, const uint8_t* b, size_t bytes) {
+  uint8_t difference = 0;
+  for (size_t i = 0; i < bytes; i++) difference = static_cast<uint8_t>(difference | (a[i] ^ b[i]));
+  return difference == 0;
+}
+
+// One message with what came along: descriptors of strangers are closed at once.
+ssize_t receiveMessage(int socket, uint8_t* data, size_t bytes) {
+  iovec piece{data, bytes};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMaxDescriptorsPerMessage)> control{};
+  msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  const ssize_t n = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (n < 0) return n;
+  bool unwanted = (message.msg_flags & MSG_CTRUNC) != 0;
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+    unwanted = true;
+    const size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; i++) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
+      ::close(fd);
+    }
+  }
+  if (unwanted) throw Fault(Code::kInvalidArgument, "a ticket comes without descriptors").field("message").wayOut("send the 56 bytes alone");
+  if ((message.msg_flags & MSG_TRUNC) != 0) throw Fault(Code::kInvalidArgument, "the message is longer than a ticket's 56 bytes").field("message").limit("56");
+  return n;
+}
+
+}  // namespace
+
+DescriptorServer::DescriptorServer(std::string path, std::shared_ptr<StoreView> view, std::function<void(const DescriptorEvent&)> onEvent)
+    : path_(std::move(path)), view_(std::move(view)), onEvent_(std::move(onEvent)),
+      listener_(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path_.size() >= sizeof(address.sun_path)) {
+    throw Fault(Code::kInvalidArgument, "the socket path " + path_ + " has " + std::to_string(path_.size()) + " bytes; at most 107 fit").field("--socket").value(path_).limit("107");
+  }
+  std::memcpy(address.sun_path, path_.c_str(), path_.size() + 1);
+  ::unlink(path_.c_str());
+  if (!listener_.valid() || ::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 || ::chmod(path_.c_str(), 0666) != 0 ||
+      ::listen(listener_.get(), 128) != 0) {
+    throw systemFault(errno, "listening on " + path_).field("--socket").value(path_);
+  }
+  thread_ = std::thread([this] { run(); });
+}
+
+DescriptorServer::~DescriptorServer() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  ::eventfd_write(wake_.get(), 1);
+  thread_.join();
+  ::unlink(path_.c_str());
+}
+
+void DescriptorServer::grant(DescriptorGrant grant) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(grants_, [now = SteadyClock::now()](const auto& entry) { return entry.second.expires <= now; });
+  if (grants_.size() >= kMaxDescriptorTickets) {
+    throw Fault(Code::kResourceExhausted, "more than " + std::to_string(kMaxDescriptorTickets) + " descriptor tickets wait").field("tickets").limit(std::to_string(kMaxDescriptorTickets));
+  }
+  grants_[grant.ticketId] = std::move(grant);
+}
+
+void DescriptorServer::revoke(const std::string& holdingId) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(grants_, [&](const auto& entry) { return entry.second.holdingId == holdingId; });
+}
+
+void DescriptorServer::run() {
+  while (true) {
+    std::vector<pollfd> entries = {{wake_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
+    for (const Client& client : clients_) {
+      entries.push_back({client.socket.get(), static_cast<short>(client.files.empty() ? POLLIN : POLLOUT), 0});
+    }
+    ::poll(entries.data(), entries.size(), clients_.empty() ? -1 : kTickMs);
+    {
+      std::lock_guard lock(mutex_);
+      if (stop_) return;
+    }
+    size_t at = 2;
+    for (auto client = clients_.begin(); client != clients_.end(); at++) {
+      const bool ready = entries[at].revents != 0;
+      const bool keep = !ready || (client->files.empty() ? receive(*client) : send(*client));
+      client = keep ? std::next(client) : clients_.erase(client);
+    }
+    if (entries[1].revents != 0) accept();
+    expire();
+  }
+}
+
+void DescriptorServer::accept() {
+  Descriptor socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (!socket.valid()) {
+    if (errno == EMFILE || errno == ENFILE) std::this_thread::sleep_for(std::chrono::milliseconds(kTickMs));
+    return;
+  }
+  ucred credentials{};
+  socklen_t length = sizeof(credentials);
+  ::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length);
+  if (clients_.size() >= kMaxDescriptorConnections) {
+    const auto silent = std::find_if(clients_.begin(), clients_.end(), [](const Client& client) { return client.files.empty(); });
+    clients_.erase(silent == clients_.end() ? clients_.begin() : silent);
+  }
+  Client client;
+  client.socket = std::move(socket);
+  client.pid = credentials.pid;
+  client.deadline = SteadyClock::now() + kDescriptorClientTime;
+  clients_.push_back(std::move(client));
+}
+
+void DescriptorServer::expire() {
+  const auto now = SteadyClock::now();
+  std::erase_if(clients_, [&](const Client& client) { return client.deadline <= now; });
+}
+
+bool DescriptorServer::receive(Client& client) {
+  std::array<uint8_t, kRequestBytes> message{};
+  try {
+    const ssize_t n = receiveMessage(client.socket.get(), message.data(), message.size());
+    if (n < 0) return errno == EAGAIN || errno == EINTR;
+    if (n == 0) return false;
+    const DescriptorGrant grant = take(client, message.data(), static_cast<size_t>(n));
+    for (const std::string& path : grant.paths) client.files.push_back(view_->open(grant.holdingId, path));
+    return send(client);
+  } catch (const std::exception& error) {
+    refuse(client, error);
+    return false;
+  }
+}
+
+DescriptorGrant DescriptorServer::take(const Client& client, const uint8_t* message, size_t bytes) {
+  if (bytes != kRequestBytes || std::memcmp(message, kMagic.data(), kMagic.size()) != 0) {
+    throw Fault(Code::kInvalidArgument, "a ticket is `WLFD`, a version, an id and a secret: 56 bytes, not " + std::to_string(bytes)).field("message").value(std::to_string(bytes)).limit("56");
+  }
+  const uint32_t version = getU32(message + 4);
+  if (version != kVersion) {
+    throw Fault(Code::kRefused, "descriptor protocol version " + std::to_string(version) + " is not spoken here").field("version").value(std::to_string(version)).limit(std::to_string(kVersion)).wayOut("upgrade the older of client and agent");
+  }
+  std::array<uint8_t, 16> id{};
+  std::memcpy(id.data(), message + 8, id.size());
+  std::lock_guard lock(mutex_);
+  const auto found = grants_.find(id);
+  const bool right = found != grants_.end() && found->second.expires > SteadyClock::now() && found->second.pid == client.pid &&
+                     equalInConstantTime(found->second.secret.data(), message + 24, found->second.secret.size());
+  if (!right) {
+    // One sentence for all reasons: a stranger must not learn which it was.
+    throw Fault(Code::kPermissionDenied, "this ticket is unknown, used, expired, or another process's").field("ticket").wayOut("ask the agent to attach again");
+  }
+  DescriptorGrant grant = std::move(found->second);
+  grants_.erase(found);
+  return grant;
+}
+
+bool DescriptorServer::send(Client& client) {
+  while (client.sent < client.files.size()) {
+    const size_t count = std::min(kMaxDescriptorsPerMessage, client.files.size() - client.sent);
+    std::array<uint8_t, 8> body{};
+    putU32(body.data(), static_cast<uint32_t>(client.files.size()));
+    putU32(body.data() + 4, static_cast<uint32_t>(client.sent));
+    iovec piece{body.data(), body.size()};
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMaxDescriptorsPerMessage)> control{};
+    msghdr message{};
+    message.msg_iov = &piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control.data();
+    message.msg_controllen = CMSG_SPACE(sizeof(int) * count);
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int) * count);
+    for (size_t i = 0; i < count; i++) {
+      const int fd = client.files[client.sent + i].get();
+      std::memcpy(CMSG_DATA(header) + i * sizeof(int), &fd, sizeof(int));
+    }
+    if (::sendmsg(client.socket.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+      if (errno == EAGAIN || errno == EINTR || errno == ETOOMANYREFS) return true;
+      return false;
+    }
+    client.sent += count;
+  }
+  DescriptorEvent event;
+  event.sent = true;
+  event.pid = client.pid;
+  event.descriptors = static_cast<uint32_t>(client.files.size());
+  onEvent_(event);
+  return false;
+}
+
+void DescriptorServer::refuse(Client& client, const std::exception& error) {
+  client.files.clear();
+  const auto* fault = dynamic_cast<const Fault*>(&error);
+  const std::string code(codeName(fault != nullptr ? fault->code() : Code::kInternal));
+  std::string text = "{\"code\":" + json::quote(code) + ",\"message\":" + json::quote(error.what());
+  if (fault != nullptr) {
+    text += ",\"field\":" + json::quote(fault->field()) + ",\"value\":" + json::quote(fault->value()) + ",\"limit\":" + json::quote(fault->limit()) + ",\"way_out\":" + json::quote(fault->wayOut());
+  }
+  text += "}";
+  ::send(client.socket.get(), text.data(), text.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  DescriptorEvent event;
+  event.pid = client.pid;
+  event.reason = error.what();
+  onEvent_(event);
+}
+
+}  // namespace weightline

@@ -1,0 +1,41 @@
+// Processes by pidfd, and who is at the other end of a socket (native.md, rule 7).
+#pragma once
+
+#include <node_api.h>
+#include <sys/types.h>
+
+#include <memory>
+#include <string>
+
+#include "base/descriptor.h"
+
+namespace weightline {
+
+// A process that cannot be confused with a later one of the same number.
+struct Process {
+  static constexpr const char* kName = "process";
+  static constexpr napi_type_tag kTag = {0x57656967684c696e, 0x03};
+  Descriptor pidfd;
+  pid_t pid = 0;
+  uint64_t watch = 0;  // id in the watcher, 0 when not watched
+
+  bool alive() const;
+};
+
+struct PeerProcess {
+  std::shared_ptr<Process> process;
+  uid_t uid = 0;
+  gid_t gid = 0;
+  std::string cgroup;
+  bool fromSocket = false;  // SO_PEERPIDFD; else pidfd_open
+};
+
+// The peer of a connected Unix socket, as it was when it connected. Throws Refused when the process has ended.
+PeerProcess peerOf(int socket);
+// The process that has this number now.
+PeerProcess processOf(pid_t pid);
+
+// The pid in a pidfd's own words; -1 when the process has ended.
+pid_t pidOf(int pidfd);
+
+}  // namespace weightline

@@ -1,5 +1,12 @@
 import { readFileSync } from "node:fs";
-import { canonicalIdentity, computeSourceId, enumName, filesIdentity, type IdentityFields, isOwnIdentity } from "@weightline/proto";
+import {
+  canonicalIdentity,
+  computeSourceId,
+  enumName,
+  filesIdentity,
+  type IdentityFields,
+  isOwnIdentity,
+} from "@weightline/proto";
 import { HoldingState, HoldingStateSchema } from "@weightline/proto/common";
 import t from "tap";
 

@@ -357,7 +357,11 @@ export interface NativeModule {
    * Listens on `path` (SOCK_SEQPACKET, mode 0666) on a native thread. An old socket file there is replaced; the caller has
    * made sure that no live server has it.
    */
-  createDescriptorServer(path: string, view: StoreViewHandle, onEvent: (event: DescriptorEvent) => void): DescriptorServerHandle;
+  createDescriptorServer(
+    path: string,
+    view: StoreViewHandle,
+    onEvent: (event: DescriptorEvent) => void,
+  ): DescriptorServerHandle;
   grantDescriptors(server: DescriptorServerHandle, grant: DescriptorGrant): void;
   /** Forgets every unused ticket of a holding. */
   revokeDescriptors(server: DescriptorServerHandle, holdingId: string): void;

@@ -1,0 +1,299 @@
+import { readFileSync } from "node:fs";
+import { parse as parseYaml } from "yaml";
+import { WeightlineError } from "../error.ts";
+import type { Option, OptionTable, OptionValues } from "./option.ts";
+
+/** What a command line asks the program to do. */
+export type ConfigurationAction = "run" | "validate" | "print" | "generate" | "help";
+
+/** A complete, validated set of values. Nothing below it reads the environment or applies a default. */
+export interface Configuration<Table> {
+  readonly action: ConfigurationAction;
+  readonly values: OptionValues<Table>;
+  /** Where each value came from: "--port", "MX_PORT", "FILE: server.port", "default". */
+  readonly origins: Readonly<Record<keyof Table, string>>;
+  /** Lines to log once: service links passed over, names without effect. */
+  readonly notices: readonly string[];
+}
+
+export interface ConfigurationOptions<Table extends object> {
+  table: Table;
+  /** Command line after the program's name. */
+  argv: readonly string[];
+  env: Readonly<Record<string, string | undefined>>;
+}
+
+/** Flags that every program has. */
+export const COMMON_FLAGS = {
+  "--config": "YAML file with settings; flags and variables count more",
+  "--validate-config": "check all settings, print them, and exit",
+  "--print-config": "print the effective settings with their origin, secrets masked, and exit",
+  "--generate-config": "print a YAML file with every setting, its default and what it means, and exit",
+  "--help": "this text",
+} as const;
+
+type AnyOption = Option<unknown>;
+
+/** Kubernetes gives every Service's address to every pod in variables like REDIS_PORT=tcp://10.0.0.5:6379. */
+const SERVICE_LINK = /^tcp:\/\/\S+:\d+$/;
+
+const ACTIONS: Readonly<Record<string, ConfigurationAction>> = {
+  "--validate-config": "validate",
+  "--print-config": "print",
+  "--generate-config": "generate",
+  "--help": "help",
+  "-h": "help",
+};
+
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      next.push(
+        Math.min((row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1, (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1)),
+      );
+    }
+    row = next;
+  }
+  return row.at(-1) ?? 0;
+}
+
+/** Known names close to one that is not known. */
+export function nearNames(name: string, known: Iterable<string>): string[] {
+  const most = Math.max(2, Math.floor(name.length / 4));
+  return [...known]
+    .map((candidate) => ({ candidate, far: distance(name.toLowerCase(), candidate.toLowerCase()) }))
+    .filter(({ far }) => far <= most)
+    .sort((a, b) => a.far - b.far)
+    .slice(0, 3)
+    .map(({ candidate }) => candidate);
+}
+
+function unknownName(kind: string, name: string, known: Iterable<string>): WeightlineError {
+  const near = nearNames(name, known);
+  const wayOut = near.length > 0 ? `did you mean ${near.join(" or ")}?` : "see --help";
+  return new WeightlineError("InvalidArgument", `${kind} ${name} is not known`, { field: name, near: [], wayOut });
+}
+
+function wrongValue(option: AnyOption, origin: string, shown: string): WeightlineError {
+  return new WeightlineError(
+    "InvalidArgument",
+    `${origin} "${option.secret ? "[secret]" : shown}" is not ${option.type.allowed}`,
+    {
+      field: origin,
+      value: option.secret ? "" : shown,
+      limit: option.type.allowed,
+      wayOut: `give ${option.type.allowed}`,
+    },
+  );
+}
+
+interface CommandLine {
+  action: ConfigurationAction;
+  configFile: string | undefined;
+  /** Option name -> text. */
+  flags: Map<string, { text: string; flag: string }>;
+}
+
+function readCommandLine(table: Record<string, AnyOption>, argv: readonly string[]): CommandLine {
+  const byFlag = new Map<string, string>();
+  for (const [name, option] of Object.entries(table)) {
+    for (const flag of [option.flag, option.short]) {
+      if (flag !== undefined) {
+        byFlag.set(flag, name);
+      }
+    }
+  }
+  const result: CommandLine = { action: "run", configFile: undefined, flags: new Map() };
+  for (let i = 0; i < argv.length; i++) {
+    const [flag = "", attached] = splitFlag(argv[i] ?? "");
+    const action = ACTIONS[flag];
+    if (action !== undefined && attached === undefined) {
+      result.action = action;
+      continue;
+    }
+    const name = byFlag.get(flag);
+    const isConfig = flag === "--config" || flag === "-c";
+    if (name === undefined && !isConfig) {
+      throw flag.startsWith("-")
+        ? unknownName("option", flag, [...byFlag.keys(), ...Object.keys(COMMON_FLAGS)])
+        : new WeightlineError("InvalidArgument", `"${flag}" is not an option`, { field: flag, wayOut: "see --help" });
+    }
+    const bare = name !== undefined && table[name]?.type.bare === true;
+    const next = argv[i + 1];
+    let text = attached;
+    if (text === undefined) {
+      if (bare && (next === undefined || next.startsWith("-"))) {
+        text = "true";
+      } else if (next === undefined) {
+        throw new WeightlineError("InvalidArgument", `${flag} needs a value`, { field: flag, wayOut: "see --help" });
+      } else {
+        text = next;
+        i += 1;
+      }
+    }
+    if (isConfig) {
+      result.configFile = text;
+    } else if (name !== undefined) {
+      result.flags.set(name, { text, flag });
+    }
+  }
+  return result;
+}
+
+function splitFlag(argument: string): [string, string | undefined] {
+  const equals = argument.indexOf("=");
+  return argument.startsWith("--") && equals > 0
+    ? [argument.slice(0, equals), argument.slice(equals + 1)]
+    : [argument, undefined];
+}
+
+function flatten(value: unknown, prefix: string, into: Map<string, unknown>, leaves: ReadonlySet<string>): void {
+  if (typeof value === "object" && value !== null && !Array.isArray(value) && !leaves.has(prefix)) {
+    for (const [key, inner] of Object.entries(value)) {
+      flatten(inner, prefix === "" ? key : `${prefix}.${key}`, into, leaves);
+    }
+  } else {
+    into.set(prefix, value);
+  }
+}
+
+function readYaml(file: string | undefined, table: Record<string, AnyOption>): Map<string, unknown> {
+  const values = new Map<string, unknown>();
+  if (file === undefined) {
+    return values;
+  }
+  const keys = new Set(Object.values(table).flatMap((option) => option.yaml ?? []));
+  let root: unknown;
+  try {
+    root = parseYaml(readFileSync(file, "utf8"));
+  } catch (cause) {
+    throw new WeightlineError("InvalidArgument", `--config ${file} cannot be read: ${(cause as Error).message}`, {
+      field: "--config",
+      value: file,
+      cause,
+    });
+  }
+  if (root === null || root === undefined) {
+    return values;
+  }
+  if (typeof root !== "object" || Array.isArray(root)) {
+    throw new WeightlineError("InvalidArgument", `--config ${file} is not a mapping of settings`, {
+      field: "--config",
+      value: file,
+    });
+  }
+  flatten(root, "", values, keys);
+  for (const [key, value] of values) {
+    if (keys.has(key)) {
+      continue;
+    }
+    const section = [...keys].some((known) => known.startsWith(`${key}.`));
+    if (!section) {
+      throw unknownName(`${file}: setting`, key, keys);
+    }
+    if (value !== null) {
+      throw new WeightlineError("InvalidArgument", `${file}: ${key} must be a section of settings`, {
+        field: key,
+        value: String(value),
+      });
+    }
+    values.delete(key);
+  }
+  return values;
+}
+
+interface Found {
+  value: unknown;
+  origin: string;
+}
+
+function fromEnvironment(
+  option: AnyOption,
+  env: ConfigurationOptions<object>["env"],
+  notices: string[],
+): Found | undefined {
+  for (const name of option.env ?? []) {
+    const text = env[name];
+    if (text === undefined || text === "") {
+      continue;
+    }
+    if (option.type.ignoresServiceLinks === true && SERVICE_LINK.test(text)) {
+      notices.push(`${name}=${text} is a Kubernetes service link and is not used`);
+      continue;
+    }
+    const value = option.type.parse(text);
+    if (value === undefined) {
+      throw wrongValue(option, name, text);
+    }
+    return { value, origin: name };
+  }
+  return undefined;
+}
+
+function findValue(
+  name: string,
+  option: AnyOption,
+  line: CommandLine,
+  yaml: Map<string, unknown>,
+  env: ConfigurationOptions<object>["env"],
+  notices: string[],
+): Found {
+  const flag = line.flags.get(name);
+  if (flag !== undefined) {
+    const value = option.type.parse(flag.text);
+    if (value === undefined) {
+      throw wrongValue(option, flag.flag, flag.text);
+    }
+    return { value, origin: flag.flag };
+  }
+  const found = fromEnvironment(option, env, notices);
+  if (found !== undefined) {
+    return found;
+  }
+  if (option.yaml !== undefined && yaml.has(option.yaml)) {
+    const raw = yaml.get(option.yaml);
+    const value = option.type.fromYaml(raw);
+    if (value === undefined) {
+      throw wrongValue(option, `${line.configFile}: ${option.yaml}`, JSON.stringify(raw));
+    }
+    return { value, origin: `${line.configFile}: ${option.yaml}` };
+  }
+  return { value: option.default, origin: "default" };
+}
+
+/** Reads all settings: flag > environment > YAML > default. Throws InvalidArgument naming key, value, what is allowed, and origin. */
+export function readConfiguration<Table extends object>(options: ConfigurationOptions<Table>): Configuration<Table> {
+  const table = options.table as unknown as Record<string, AnyOption>;
+  const line = readCommandLine(table, options.argv);
+  const yaml =
+    line.action === "help" || line.action === "generate"
+      ? new Map<string, unknown>()
+      : readYaml(line.configFile, table);
+  const values: Record<string, unknown> = {};
+  const origins: Record<string, string> = {};
+  const notices: string[] = [];
+  for (const [name, option] of Object.entries(table)) {
+    const found = findValue(name, option, line, yaml, options.env, notices);
+    const wrong = option.check?.(found.value);
+    if (wrong !== undefined && line.action !== "help" && line.action !== "generate") {
+      throw new WeightlineError("InvalidArgument", `${wrong} (from ${found.origin})`, {
+        field: found.origin === "default" ? (option.flag ?? name) : found.origin,
+        value: option.secret ? "" : option.type.format(found.value),
+        wayOut: "see --help",
+      });
+    }
+    if (option.withoutEffect !== undefined && found.origin !== "default") {
+      notices.push(`${found.origin} has no effect: ${option.withoutEffect}`);
+    }
+    values[name] = found.value;
+    origins[name] = found.origin;
+  }
+  return { action: line.action, values, origins, notices } as unknown as Configuration<Table>;
+}
+
+/** For code that walks a table without knowing its values' types. */
+export function tableEntries(table: object): Array<[string, AnyOption]> {
+  return Object.entries(table as OptionTable as unknown as Record<string, AnyOption>);
+}

@@ -1,0 +1,34 @@
+import type { OptionType } from "./option-types.ts";
+
+/** One setting of a program, wherever it comes from. */
+export interface Option<T> {
+  type: OptionType<T>;
+  /** Dotted path in the YAML file; absent: flag and environment only. */
+  yaml?: string;
+  /** "--port"; absent: YAML and environment only. */
+  flag?: string;
+  /** "-p". */
+  short?: string;
+  /** Variables in the order in which they count. */
+  env?: readonly string[];
+  default: T;
+  /** What it means, with its unit. */
+  description: string;
+  /** Never printed. */
+  secret?: boolean;
+  /** Accepted for existing users; setting it has no effect, and one line says so. */
+  withoutEffect?: string;
+  /** A further check; returns what is wrong, or undefined. */
+  check?: (value: T) => string | undefined;
+}
+
+/** All options of a program, by the names under which it uses their values. */
+export type OptionTable = Readonly<Record<string, Option<never>>>;
+
+/** The values of a table. */
+export type OptionValues<Table> = { readonly [Name in keyof Table]: Table[Name] extends Option<infer T> ? T : never };
+
+/** Declares an option with its type inferred. */
+export function option<T>(definition: Option<T>): Option<T> {
+  return definition;
+}

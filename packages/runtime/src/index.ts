@@ -1,0 +1,46 @@
+export { formatByteSize, parseByteSize } from "./byte-size.ts";
+export {
+  COMMON_FLAGS,
+  type Configuration,
+  nearNames,
+  readConfiguration,
+  tableEntries,
+} from "./configuration/configuration.ts";
+export { effectiveText, helpText, sampleText } from "./configuration/configuration-text.ts";
+export { type Option, type OptionValues, option } from "./configuration/option.ts";
+export * as optionTypes from "./configuration/option-types.ts";
+export { configureProgram, type ProgramDescription } from "./configuration/program-configuration.ts";
+export { formatDuration, parseDuration } from "./duration.ts";
+export {
+  describeError,
+  ERROR_CODES,
+  type ErrorCode,
+  type ErrorFacts,
+  isErrorCode,
+  toWeightlineError,
+  WeightlineError,
+} from "./error.ts";
+export { createLifecycle, type Lifecycle, type Part, type RunningProgram, runProgram } from "./lifecycle.ts";
+export { createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";
+export { createMetrics, type Metrics } from "./metrics.ts";
+export {
+  formatAddress,
+  isLoopback,
+  isWildcard,
+  type NetworkAddress,
+  parseAddress,
+  parseAddresses,
+} from "./network-address.ts";
+export { createOperationsServer, type OperationsServer, type OperationsServerOptions } from "./operations-server.ts";
+export { createGrpcChannel, type GrpcChannel, type GrpcChannelOptions } from "./rpc/grpc-client.ts";
+export {
+  createGrpcServer,
+  type GrpcServer,
+  type GrpcServerOptions,
+  MAX_MESSAGE_BYTES,
+  route,
+  type ServiceRoute,
+} from "./rpc/grpc-server.ts";
+export { createHealthStatus, type HealthStatus } from "./rpc/health-service.ts";
+export { createLocalClient, type LocalRpcOptions, mountLocalRpc } from "./rpc/local-rpc.ts";
+export { fromRpcError, toConnectError } from "./rpc/rpc-error.ts";

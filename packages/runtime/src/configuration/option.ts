@@ -29,6 +29,6 @@ export type OptionTable = Readonly<Record<string, Option<never>>>;
 export type OptionValues<Table> = { readonly [Name in keyof Table]: Table[Name] extends Option<infer T> ? T : never };
 
 /** Declares an option with its type inferred. */
-export function option<T>(definition: Option<T>): Option<T> {
+export function option<T>(definition: Omit<Option<T>, "default"> & { default: NoInfer<T> }): Option<T> {
   return definition;
 }

@@ -50,10 +50,16 @@ function serializers(method: DescMethod) {
   };
 }
 
+/** grpc-js wraps the system's words in its own: "No connection established. Last error: Error: connect ECONNREFUSED ...". */
+function plainMessage(text: string): string {
+  const inner = /Last error: (?:Error: )?(.*?)\.? Resolution note:/.exec(text)?.[1];
+  return inner === undefined ? text : `cannot be reached: ${inner}`;
+}
+
 function toError(error: grpc.ServiceError): ConnectError {
   const [detail] = error.metadata?.get(ERROR_METADATA) ?? [];
   const bytes = detail instanceof Buffer ? detail : undefined;
-  return fromStatus(error.code, error.details ?? error.message, bytes, error);
+  return fromStatus(error.code, plainMessage(error.details ?? error.message), bytes, error);
 }
 
 function metadataOf(header: HeaderInit | undefined): grpc.Metadata {

@@ -1,0 +1,33 @@
+import { type Holding, nameKey } from "../holdings/holding.ts";
+import type { HoldingRegistry } from "../holdings/holding-registry.ts";
+import type { FillBoard, RunningFill } from "./fill-board.ts";
+import type { Puller } from "./pull.ts";
+import type { Wanted } from "./wanted.ts";
+
+/** How a holding came to be here for this caller. */
+export type AcquireOutcome = "held" | "received" | "waited";
+
+export interface Acquired {
+  holding: Holding;
+  outcome: AcquireOutcome;
+}
+
+/** Makes what is wanted be held here. */
+export interface Acquirer {
+  /** A complete holding that is here now. */
+  held(wanted: Wanted): Holding | undefined;
+  /** The running fill of it, started when there is none. */
+  fill(wanted: Wanted): { fill: RunningFill<Holding>; outcome: AcquireOutcome };
+}
+
+export function createAcquirer(registry: HoldingRegistry, board: FillBoard<Holding>, puller: Puller): Acquirer {
+  return {
+    held: ({ sourceId, rank }) => registry.named(sourceId, rank).find(({ record }) => record.state === "complete"),
+    fill(wanted) {
+      const key = nameKey(wanted.sourceId, wanted.rank);
+      const running = board.find(key);
+      const fill = running ?? board.start(key, (report, signal) => puller.pull(wanted, report, signal));
+      return { fill, outcome: running === undefined ? "received" : "waited" };
+    },
+  };
+}

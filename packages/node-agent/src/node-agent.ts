@@ -1,0 +1,424 @@
+import { readFileSync } from "node:fs";
+import { NodeState } from "@weightline/proto/common";
+import { WorkerService } from "@weightline/proto/p2p";
+import { PeerService } from "@weightline/proto/peer";
+import { type DescriptorServerHandle, type MoverReport, native } from "@weightline/rdma-native";
+import {
+  createGrpcChannel,
+  createGrpcServer,
+  createHealthStatus,
+  createLifecycle,
+  createOperationsServer,
+  formatAddress,
+  type Logger,
+  parseAddresses,
+  toWeightlineError,
+} from "@weightline/runtime";
+import { type AgentConfiguration, DESCRIPTOR_SOCKET_SUFFIX } from "./configuration.ts";
+import { createDirectoryClient } from "./directory/directory-client.ts";
+import { createAcquirer } from "./fills/acquirer.ts";
+import { createFillBoard } from "./fills/fill-board.ts";
+import { createLoader, type Loaded } from "./fills/load.ts";
+import { createPuller } from "./fills/pull.ts";
+import { wantedFrom } from "./fills/wanted.ts";
+import { createEvictor } from "./holdings/evictor.ts";
+import { type Holding, keyOf, modelNameOf } from "./holdings/holding.ts";
+import { createHoldingRegistry } from "./holdings/holding-registry.ts";
+import { createMemoryAccount } from "./holdings/memory-account.ts";
+import { recover } from "./holdings/recovery.ts";
+import { advertisedHost } from "./host-address.ts";
+import { createLeaseTable } from "./leases/lease-table.ts";
+import { clearSocketPath, startLocalServer } from "./local/local-server.ts";
+import { createLocalService } from "./local/local-service.ts";
+import { memoryLimit } from "./memory-limit.ts";
+import { createAgentMetrics } from "./metrics.ts";
+import { startMover } from "./mover/mover-process.ts";
+import { createPeerClient } from "./peers/peer-client.ts";
+import { createPeerService, moverEndpoint } from "./peers/peer-service.ts";
+import { createWorkerService } from "./peers/worker-service.ts";
+import { openStore } from "./store/store-folder.ts";
+import { createLinkRate } from "./transfers/link-rate.ts";
+import { createTransferLog } from "./transfers/transfer-log.ts";
+
+/** A running agent. */
+export interface NodeAgent {
+  /** host:port that peers dial. */
+  readonly address: string;
+  readonly dataAddress: string;
+  readonly metricsPort: number;
+  readonly socket: string;
+  /** Settles, by rejecting, when the agent cannot go on. */
+  readonly failed: Promise<never>;
+  stop(): Promise<void>;
+}
+
+const VERSION: string = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")).version;
+const STOP_GRACE_MS = 2000;
+/** contract.md: seconds that stock clients give a transfer. */
+const TRANSFER_TIMEOUT_S = 300;
+
+function bindAddresses(bind: string): string[] {
+  return bind === "" ? ["::", "0.0.0.0"] : [bind];
+}
+
+/** Inside a container: its root is an overlay, or Kubernetes says so. */
+function insideContainer(): boolean {
+  const root = readFileSync("/proc/self/mountinfo", "utf8")
+    .split("\n")
+    .find((line) => line.split(" ")[4] === "/");
+  return process.env["KUBERNETES_SERVICE_HOST"] !== undefined || root?.split(" - ")[1]?.startsWith("overlay ") === true;
+}
+
+/** Starts an agent. Throws what keeps it from working, naming the setting; what was started by then is stopped again. */
+export async function createNodeAgent(configuration: AgentConfiguration, log: Logger): Promise<NodeAgent> {
+  const life = createLifecycle((part, error) =>
+    log.warn({ part, error: toWeightlineError(error).message }, "did not stop cleanly"),
+  );
+  try {
+    return await start(configuration, log, life);
+  } catch (error) {
+    await life.stop(STOP_GRACE_MS);
+    throw error;
+  }
+}
+
+async function start(
+  configuration: AgentConfiguration,
+  log: Logger,
+  life: ReturnType<typeof createLifecycle>,
+): Promise<NodeAgent> {
+  const node = configuration.nodeName;
+  const controlPlane = parseAddresses(configuration.controlPlane, "--control-plane");
+  const host = await advertisedHost(configuration.host, configuration.bind, controlPlane);
+  const bind = bindAddresses(configuration.bind);
+  await clearSocketPath(configuration.socket);
+  const store = await openStore(configuration.store, configuration.storeReadOnly, node);
+  life.add({ name: "store", stop: () => store.close() });
+  const level = native.storeViewLevel(store.view);
+  if (level === "plain") {
+    log.warn(
+      "descriptors given to pods are only protected by being read-only: no read-only mount could be made (--store-ro)",
+    );
+  }
+  log.warn("security is off: whoever reaches this node's ports can read every holding and pose as a node");
+
+  const agentMetrics = createAgentMetrics();
+  const notReady = { recovering: true, draining: false };
+  let address = "";
+  let descriptors: DescriptorServerHandle | undefined;
+
+  const registry = createHoldingRegistry(store);
+  const { totalBytes } = await store.space();
+  const limitBytes = memoryLimit(configuration.memoryLimit, totalBytes);
+  const operations = await createOperationsServer({
+    bind,
+    port: configuration.metricsPort,
+    portFlag: "--metrics-port",
+    metrics: agentMetrics.metrics,
+    notReady: () => reasons(),
+  });
+  life.add({ name: "operations server", stop: () => operations.stop() });
+
+  const mover = await startMover({
+    store: store.path,
+    bind,
+    port: configuration.dataPort,
+    lock: store.lock,
+    log,
+    onServed: (report) => agentMetrics.sent(report),
+    onDamage: (report) => void damageReported(report),
+    onRestart: () => agentMetrics.moverRestarted(),
+  });
+  life.add({ name: "mover", stop: () => mover.stop() });
+
+  const channel = createGrpcChannel({ addresses: controlPlane });
+  life.add({ name: "control plane channel", stop: () => channel.close() });
+  const peers = createPeerClient(node, log);
+  life.add({ name: "peer channels", stop: () => peers.close() });
+
+  const leases = createLeaseTable(registry, log);
+  const linkRate = createLinkRate(configuration.linkRate);
+  const transfers = createTransferLog(node, linkRate);
+  const fills = createFillBoard<Holding>();
+  const loads = createFillBoard<Loaded>();
+  const nodeState = () => (notReady.draining ? NodeState.DRAINING : NodeState.READY);
+
+  const evictor = createEvictor({
+    registry,
+    mover,
+    log,
+    heldElsewhere,
+    cancelFill: async (holding) => {
+      for (const named of holding.record.identities) {
+        await fills.find(keyOf(named))?.cancel();
+      }
+    },
+    revoke: (holding) => {
+      if (descriptors !== undefined) {
+        native.revokeDescriptors(descriptors, holding.id);
+      }
+    },
+  });
+  const account = createMemoryAccount({
+    store,
+    limitBytes,
+    holdings: () => registry.all(),
+    makeRoom: (bytes, except) => evictor.makeRoom(bytes, except),
+  });
+  const directory = createDirectoryClient({
+    channel,
+    node,
+    store,
+    registry,
+    account,
+    address: () => address,
+    nodeState,
+    intervalMs: configuration.announceIntervalMs,
+    version: VERSION,
+    log,
+  });
+  agentMetrics.observe({ registry, account, leases, transfers });
+
+  const algorithm = configuration.digest;
+  const loadRoot = configuration.loadRoot === "" && !insideContainer() ? "/" : configuration.loadRoot;
+  const loader = createLoader({
+    node,
+    store,
+    registry,
+    account,
+    evictor,
+    mover,
+    log,
+    loadRoot,
+    threads: configuration.loadThreads,
+    algorithm,
+  });
+  const puller = createPuller({
+    node,
+    store,
+    registry,
+    account,
+    evictor,
+    mover,
+    directory,
+    peers,
+    transfers,
+    log,
+    streams: configuration.streams,
+    stallTimeoutMs: configuration.stallTimeoutMs,
+    algorithm,
+    onTransfer: (report) => agentMetrics.received(report),
+    onFallback: (reason) => agentMetrics.fallback(reason),
+  });
+  const acquirer = createAcquirer(registry, fills, puller);
+
+  /** True when the directory knows another node that holds the same object whole. */
+  async function heldElsewhere(holding: Holding): Promise<boolean> {
+    const [named] = holding.record.identities;
+    if (named === undefined) {
+      return false;
+    }
+    const signal = AbortSignal.timeout(1000);
+    const holders = await directory.lookup(wantedFrom(named), signal).catch(() => []);
+    return holders.some(({ node: name }) => name !== node);
+  }
+
+  const fillAgain = (holding: Holding) => {
+    const [named] = holding.record.identities;
+    if (named !== undefined) {
+      acquirer
+        .fill(wantedFrom(named))
+        .fill.done.catch((error: unknown) =>
+          log.warn(
+            { holding: holding.id, error: toWeightlineError(error).message },
+            "a holding could not be filled again",
+          ),
+        );
+    }
+  };
+
+  async function markDamaged(holding: Holding): Promise<void> {
+    if (holding.record.state !== "complete") {
+      return;
+    }
+    log.error({ holding: holding.id, model: modelNameOf(holding) }, "damaged: it is attached and served no more");
+    if (descriptors !== undefined) {
+      native.revokeDescriptors(descriptors, holding.id);
+    }
+    await registry.apply(holding, "damage-found");
+    if (holding.leases === 0) {
+      fillAgain(holding);
+    }
+  }
+
+  async function damageReported(report: MoverReport): Promise<void> {
+    const holding = registry.get(report.holdingId);
+    if (holding !== undefined) {
+      await markDamaged(holding);
+    }
+  }
+
+  const checkDamage = async (holding: Holding, chunks: readonly bigint[]): Promise<boolean> => {
+    const done = await mover.order({
+      kind: "check",
+      holdingId: holding.id,
+      trustFlag: false,
+      chunks: [...chunks],
+      objectDigest: new Uint8Array(),
+    });
+    const wrong = (done.wrongChunks ?? []).length > 0;
+    if (wrong) {
+      await markDamaged(holding);
+    }
+    return wrong;
+  };
+
+  const health = createHealthStatus([PeerService.typeName, WorkerService.typeName]);
+  const drain = () => {
+    notReady.draining = true;
+    health.set(false);
+    log.info("draining: what runs is served, nothing new is opened");
+    registry.changed();
+  };
+  const draining = () => notReady.draining;
+
+  const peerServer = await createGrpcServer({
+    bind,
+    port: configuration.port,
+    portFlag: "--port",
+    routes: [
+      createPeerService({
+        node,
+        store,
+        registry,
+        mover,
+        acquirer,
+        transfers,
+        log,
+        host,
+        algorithm,
+        draining,
+        drain,
+        checkDamage,
+      }),
+      createWorkerService({ node, store, registry, leases, draining, transferTimeoutSeconds: TRANSFER_TIMEOUT_S }),
+      health.route,
+    ],
+    onError: (service, method, error) =>
+      log.error({ service, method, error: toWeightlineError(error).cause }, "a peer's call failed"),
+  });
+  address = formatAddress({ host, port: peerServer.port });
+
+  const recovered = await recover({
+    store,
+    registry,
+    account,
+    evictor,
+    mover,
+    log,
+    resume: (holding) => {
+      if (holding.record.source.kind === "load") {
+        const [named] = holding.record.identities;
+        const fill = fills.start(named === undefined ? holding.id : keyOf(named), async (report, signal) => {
+          await loader.resume(holding, report, signal);
+          return holding;
+        });
+        fill.done.catch(async (error: unknown) => {
+          log.warn(
+            { holding: holding.id, error: toWeightlineError(error).message },
+            "an interrupted load could not go on",
+          );
+          if (!mover.closed()) {
+            await evictor.evict(holding, 0);
+          }
+        });
+      } else {
+        fillAgain(holding);
+      }
+    },
+  });
+  notReady.recovering = false;
+  life.add({ name: "fills", stop: () => Promise.all([fills.cancelAll(), loads.cancelAll()]).then(() => undefined) });
+  life.add({ name: "peer server", stop: (graceMs) => peerServer.stop(graceMs) });
+
+  const descriptorSocket = configuration.socket + DESCRIPTOR_SOCKET_SUFFIX;
+  const descriptorServer = native.createDescriptorServer(descriptorSocket, store.view, (event) => {
+    if (event.kind === "refused") {
+      log.warn({ process: event.pid, reason: event.reason }, "refused descriptors");
+    }
+  });
+  descriptors = descriptorServer;
+  life.add({ name: "descriptor server", stop: () => native.closeDescriptorServer(descriptorServer) });
+  life.add({ name: "leases", stop: () => leases.close() });
+
+  const local = await startLocalServer({
+    path: configuration.socket,
+    leases,
+    log,
+    route: createLocalService({
+      registry,
+      acquirer,
+      loads,
+      loader,
+      evictor,
+      leases,
+      transfers,
+      descriptors: () => descriptorServer,
+      descriptorSocket,
+      draining,
+      drain,
+      onAcquire: (outcome, seconds) => agentMetrics.acquired(outcome, seconds),
+      onAttach: (seconds) => agentMetrics.attached(seconds),
+      status: () => ({
+        node,
+        epoch: store.epoch(),
+        state: nodeState(),
+        version: VERSION,
+        memory: { limit: BigInt(limitBytes), used: BigInt(Math.round(account.usedBytes())) },
+        notReady: reasons(),
+        controlPlane: directory.state(),
+        address,
+        dataAddress: mover.address() === "" ? "" : moverEndpoint(mover.address(), host),
+        protection: level,
+        moverRestarts: BigInt(mover.restarts()),
+      }),
+    }),
+  });
+  life.add({ name: "local server", stop: () => local.stop() });
+  directory.start();
+  life.add({ name: "directory client", stop: () => directory.stop() });
+  health.set(true);
+
+  function reasons(): string[] {
+    return [
+      ...(notReady.recovering ? ["the store's holdings are being checked"] : []),
+      ...(notReady.draining ? ["draining"] : []),
+      ...(mover.running() ? [] : ["the mover is being started again"]),
+      ...directory.notReady(),
+    ];
+  }
+
+  const dataAddress = moverEndpoint(mover.address(), host);
+  log.info(
+    {
+      node,
+      address,
+      data_address: dataAddress,
+      socket: configuration.socket,
+      store: store.path,
+      limit_bytes: limitBytes,
+      epoch: String(store.epoch()),
+      protection: level,
+      ...recovered,
+    },
+    "ready",
+  );
+  return {
+    address,
+    dataAddress,
+    metricsPort: operations.port,
+    socket: configuration.socket,
+    failed: new Promise<never>(() => undefined),
+    stop: () => life.stop(STOP_GRACE_MS),
+  };
+}

@@ -1,0 +1,182 @@
+import { randomBytes } from "node:crypto";
+import { PeerService } from "@weightline/proto/peer";
+import { type DigestAlgorithm, native } from "@weightline/rdma-native";
+import {
+  formatAddress,
+  isWildcard,
+  type Logger,
+  parseAddress,
+  route,
+  type ServiceRoute,
+  WeightlineError,
+} from "@weightline/runtime";
+import type { Acquirer } from "../fills/acquirer.ts";
+import { progressStream } from "../fills/progress-stream.ts";
+import { wantedFrom } from "../fills/wanted.ts";
+import { type Holding, toMessage } from "../holdings/holding.ts";
+import type { HoldingRegistry } from "../holdings/holding-registry.ts";
+import type { MoverProcess } from "../mover/mover-process.ts";
+import type { StoreFolder } from "../store/store-folder.ts";
+import type { TransferLog } from "../transfers/transfer-log.ts";
+
+export interface PeerServiceOptions {
+  node: string;
+  store: StoreFolder;
+  registry: HoldingRegistry;
+  mover: MoverProcess;
+  acquirer: Acquirer;
+  transfers: TransferLog;
+  log: Logger;
+  /** What peers dial. */
+  host: string;
+  algorithm: DigestAlgorithm;
+  draining: () => boolean;
+  drain: () => void;
+  /** Proves chunks that a child refused; true when they are wrong here. */
+  checkDamage: (holding: Holding, chunks: readonly bigint[]) => Promise<boolean>;
+}
+
+/** architecture.md: a ticket lives so long. */
+const TICKET_TTL_MS = 10_000;
+const STREAMS_MAX = 4;
+const DAMAGE_CHUNKS_MAX = 1024;
+
+/** host:port of the mover as peers dial it: its port, this node's address. */
+export function moverEndpoint(moverAddress: string, host: string): string {
+  const bound = parseAddress(moverAddress, "mover address");
+  return formatAddress({ host: isWildcard(bound.host) ? host : bound.host, port: bound.port });
+}
+
+/** PeerService: agent to agent, and for the control plane. */
+export function createPeerService(options: PeerServiceOptions): ServiceRoute {
+  const { node, store, registry, mover, acquirer, transfers, log } = options;
+
+  const refuseWhileDraining = () => {
+    if (options.draining()) {
+      throw new WeightlineError("Unavailable", `node ${node} is draining`, {
+        field: "node",
+        value: node,
+        wayOut: "ask another holder",
+      });
+    }
+  };
+
+  const servable = (id: string): Holding => {
+    const holding = registry.get(id);
+    const state = holding?.record.state;
+    if (holding === undefined || holding.layout === undefined || (state !== "complete" && state !== "filling")) {
+      throw new WeightlineError("NotFound", `node ${node} serves no holding ${id}`, {
+        field: "holding_id",
+        value: id,
+        wayOut: "look it up again",
+      });
+    }
+    return holding;
+  };
+
+  const checkVersions = (least: number, most: number) => {
+    const { minStreamVersion, maxStreamVersion } = native.buildInfo();
+    if (least > maxStreamVersion || most < minStreamVersion) {
+      throw new WeightlineError(
+        "Refused",
+        `node ${node} speaks stream versions ${minStreamVersion} to ${maxStreamVersion}, the child ${least} to ${most}`,
+        {
+          field: "max_version",
+          value: String(most),
+          limit: `${minStreamVersion} to ${maxStreamVersion}`,
+          wayOut: "upgrade the older agent",
+        },
+      );
+    }
+    return Math.min(maxStreamVersion, most);
+  };
+
+  const checkAlgorithm = (wanted: string, holding: Holding) => {
+    if (wanted === "sha-256" && holding.layout?.algorithm !== "sha-256") {
+      throw new WeightlineError(
+        "Refused",
+        `the child asks for sha-256, holding ${holding.id} was digested with ${holding.layout?.algorithm}`,
+        {
+          field: "--digest",
+          value: holding.layout?.algorithm ?? "",
+          limit: "sha-256",
+          wayOut: "load it on a node with --digest sha-256",
+        },
+      );
+    }
+  };
+
+  return route(PeerService, {
+    find({ subject }) {
+      const found =
+        subject.case === "source"
+          ? registry.named(subject.value.sourceId, subject.value.rank)
+          : subject.case === "objectDigest"
+            ? registry.withDigest(Buffer.from(subject.value).toString("hex"))
+            : [];
+      const holdings = options.draining() ? [] : found.filter(({ layout }) => layout !== undefined);
+      return { node, epoch: store.epoch(), holdings: holdings.map(toMessage) };
+    },
+    async open({ holdingId, child, streams, minVersion, maxVersion, algorithm, epoch }) {
+      refuseWhileDraining();
+      if (epoch !== 0n && epoch !== store.epoch()) {
+        throw new WeightlineError("Refused", `node ${node} is at epoch ${store.epoch()}, the child means ${epoch}`, {
+          field: "epoch",
+          value: String(epoch),
+          limit: String(store.epoch()),
+          wayOut: "look it up again",
+        });
+      }
+      const holding = servable(holdingId);
+      const version = checkVersions(minVersion, maxVersion);
+      checkAlgorithm(algorithm, holding);
+      const tickets = Array.from({ length: Math.min(STREAMS_MAX, Math.max(1, streams)) }, () => ({
+        id: randomBytes(16),
+        secret: randomBytes(32),
+      }));
+      for (const ticket of tickets) {
+        await mover.order({ kind: "grant", holdingId, ticket, ttlMs: TICKET_TTL_MS, child: child.slice(0, 253) });
+      }
+      holding.lastUsedAt = performance.now();
+      return {
+        endpoints: [{ transport: "stream", address: moverEndpoint(mover.address(), options.host) }],
+        tickets,
+        ticketTtlMs: TICKET_TTL_MS,
+        holding: toMessage(holding),
+        epoch: store.epoch(),
+        version,
+      };
+    },
+    async reportDamage({ holdingId, chunks, child }) {
+      const holding = servable(holdingId);
+      if (chunks.length === 0 || chunks.length > DAMAGE_CHUNKS_MAX) {
+        throw new WeightlineError(
+          "InvalidArgument",
+          `a damage report names 1 to ${DAMAGE_CHUNKS_MAX} chunks, not ${chunks.length}`,
+          { field: "chunks", value: String(chunks.length), limit: String(DAMAGE_CHUNKS_MAX) },
+        );
+      }
+      log.warn({ holding: holdingId, child }, "a child refused a chunk");
+      return { confirmed: await options.checkDamage(holding, chunks) };
+    },
+    async *fill({ identity, rank }, { signal }) {
+      refuseWhileDraining();
+      if (identity === undefined || identity.modelName === "") {
+        throw new WeightlineError("InvalidArgument", "identity.model_name is required", {
+          field: "identity.model_name",
+        });
+      }
+      const wanted = wantedFrom({ identity, rank });
+      const { held, stream } = progressStream(acquirer, wanted, signal);
+      for await (const progress of stream) {
+        yield { progress };
+      }
+      yield { holding: toMessage((await held).holding) };
+    },
+    transfers: () => ({ transfers: transfers.list() }),
+    drain() {
+      options.drain();
+      return {};
+    },
+  });
+}

@@ -1,0 +1,156 @@
+import { Code, ConnectError } from "@connectrpc/connect";
+import { computeSourceId } from "@weightline/proto";
+import { type GetTensorManifestResponse, WorkerService } from "@weightline/proto/p2p";
+import { route, type ServiceRoute } from "@weightline/runtime";
+import type { Holding } from "../holdings/holding.ts";
+import type { HoldingRegistry } from "../holdings/holding-registry.ts";
+import { readLayoutItems } from "../layout-reader.ts";
+import type { LeaseTable } from "../leases/lease-table.ts";
+import type { StoreFolder } from "../store/store-folder.ts";
+
+export interface WorkerServiceOptions {
+  node: string;
+  store: StoreFolder;
+  registry: HoldingRegistry;
+  leases: LeaseTable;
+  draining: () => boolean;
+  /** contract.md: MX_TRANSFER_TIMEOUT in seconds, for leases of reads. */
+  transferTimeoutSeconds: number;
+}
+
+/** contract.md, WorkerService rules: a stock client takes at most 4 MiB, about 42,000 tensors. */
+const STOCK_ITEMS_MAX = 42_000;
+const LEAST_TIMEOUT_SECONDS = 120;
+const EXTRA_SECONDS = 30;
+
+interface Worker {
+  holding: Holding;
+  rank: number;
+  workerId: string;
+  sourceId: string;
+}
+
+/** The worker's id that a holding has under one of its ranks. */
+export function workerIdOf(holding: Holding, rank: number): string {
+  return `${holding.id}-${rank}`;
+}
+
+/**
+ * model_express.p2p.WorkerService. A holding in DRAM is registered nowhere yet, so its manifest's `addr` is the byte's
+ * position in the object (segments one after another): names, sizes and dtypes are right, a READ is not possible.
+ */
+export function createWorkerService({
+  node,
+  store,
+  registry,
+  leases,
+  draining,
+  transferTimeoutSeconds,
+}: WorkerServiceOptions): ServiceRoute {
+  const workersOf = (sourceId: string): Worker[] =>
+    registry
+      .withSource(sourceId)
+      .filter(({ record }) => record.state === "complete")
+      .flatMap((holding) =>
+        holding.record.identities
+          .filter(({ identity }) => computeSourceId(identity) === sourceId)
+          .map(({ rank }) => ({ holding, rank, workerId: workerIdOf(holding, rank), sourceId })),
+      );
+
+  const find = (sourceId: string, workerId: string | undefined): Worker => {
+    if (sourceId === "") {
+      throw new ConnectError("mx_source_id is required for tensor reads", Code.InvalidArgument);
+    }
+    if (draining()) {
+      throw new ConnectError("tensor source is draining", Code.Unavailable);
+    }
+    const workers = workersOf(sourceId);
+    const [first] = workers;
+    if (first === undefined) {
+      const known = [
+        ...new Set(
+          registry.all().flatMap(({ record }) => record.identities.map(({ identity }) => computeSourceId(identity))),
+        ),
+      ];
+      throw new ConnectError(
+        `mx_source_id mismatch: expected ${known.slice(0, 3).join(", ") || "none"}, got ${sourceId}`,
+        Code.FailedPrecondition,
+      );
+    }
+    if (workerId === undefined) {
+      return first;
+    }
+    const worker = workers.find((candidate) => candidate.workerId === workerId);
+    if (worker === undefined) {
+      throw new ConnectError(
+        `worker_id mismatch: expected ${first.workerId}, got ${workerId}`,
+        Code.FailedPrecondition,
+      );
+    }
+    return worker;
+  };
+
+  const manifestOf = async ({
+    holding,
+    rank,
+    workerId,
+    sourceId,
+  }: Worker): Promise<Omit<GetTensorManifestResponse, "$typeName" | "tensors"> & { tensors: object[] }> => {
+    if ((holding.layout?.itemCount ?? 0) > STOCK_ITEMS_MAX) {
+      throw new ConnectError(
+        `the manifest of ${holding.layout?.itemCount} tensors is above what a stock client takes (${STOCK_ITEMS_MAX})`,
+        Code.ResourceExhausted,
+      );
+    }
+    const items = await readLayoutItems(store.holdingFolder(holding.id));
+    const starts = (holding.layout?.segments ?? []).reduce<bigint[]>(
+      (all, { bytes }) => [...all, (all.at(-1) ?? 0n) + BigInt(bytes)],
+      [0n],
+    );
+    const tensors = items.map(({ name, dtype, segment, offset, bytes }) => ({
+      name,
+      dtype,
+      size: bytes,
+      addr: (starts[segment] ?? 0n) + offset,
+      deviceId: 0,
+    }));
+    return {
+      tensors,
+      mxSourceId: sourceId,
+      metadataEndpoint: "",
+      agentName: node,
+      workerRank: rank,
+      accelerator: "cpu",
+      workerId,
+    };
+  };
+
+  const noArtifact = () => {
+    throw new ConnectError("artifact manifest is not available for this worker", Code.NotFound);
+  };
+
+  return route(WorkerService, {
+    getTensorManifest: ({ mxSourceId, workerId }) => manifestOf(find(mxSourceId, workerId)),
+    async prepareTensorRead({ mxSourceId, workerId }) {
+      const worker = find(mxSourceId, workerId);
+      const manifest = await manifestOf(worker);
+      const seconds = 2 * Math.max(LEAST_TIMEOUT_SECONDS, transferTimeoutSeconds) + EXTRA_SECONDS;
+      return { leaseId: leases.grantTimed(worker.holding, seconds * 1000).id, manifest };
+    },
+    releaseTensorRead({ mxSourceId, leaseId }) {
+      if (mxSourceId === "") {
+        throw new ConnectError("mx_source_id is required for tensor reads", Code.InvalidArgument);
+      }
+      const lease = leases.find(leaseId);
+      if (lease === undefined || lease.owner !== undefined) {
+        throw new ConnectError(`tensor read lease not found or expired: ${leaseId}`, Code.NotFound);
+      }
+      leases.release(leaseId, undefined);
+      return {};
+    },
+    getArtifactManifestHeader: noArtifact,
+    getArtifactManifestChunks: noArtifact,
+    prepareArtifactChunk: noArtifact,
+    releaseArtifactChunk: noArtifact,
+  });
+}

@@ -1,0 +1,47 @@
+import { create } from "@bufbuild/protobuf";
+import { type SourceIdentity, SourceIdentitySchema } from "@weightline/proto/p2p";
+
+/** contract.md's field names, as records keep them. */
+const FIELDS = SourceIdentitySchema.fields.map((field) => [field.name, field.localName] as const);
+
+/** An identity as records keep it: the contract's field names, original case, only what is set. */
+export function identityToJson(identity: SourceIdentity): Record<string, unknown> {
+  const json: Record<string, unknown> = {};
+  for (const [name, localName] of FIELDS) {
+    const value: unknown = identity[localName as keyof SourceIdentity];
+    const empty =
+      value === "" || value === 0 || (typeof value === "object" && value !== null && Object.keys(value).length === 0);
+    if (!empty) {
+      json[name] = value;
+    }
+  }
+  return json;
+}
+
+function isStringMap(value: unknown): value is Record<string, string> {
+  return (
+    typeof value === "object" && value !== null && Object.values(value).every((entry) => typeof entry === "string")
+  );
+}
+
+/** The identity of a record's JSON; undefined when a field has a wrong type. Unknown fields are left out. */
+export function identityFromJson(json: unknown): SourceIdentity | undefined {
+  if (typeof json !== "object" || json === null) {
+    return undefined;
+  }
+  const entries = new Map(Object.entries(json));
+  const fields: Record<string, unknown> = {};
+  for (const [name, localName] of FIELDS) {
+    const value = entries.get(name);
+    if (value === undefined) {
+      continue;
+    }
+    const wanted: unknown = create(SourceIdentitySchema)[localName as keyof SourceIdentity];
+    const fits = typeof wanted === "object" ? isStringMap(value) : typeof value === typeof wanted;
+    if (!fits) {
+      return undefined;
+    }
+    fields[localName] = value;
+  }
+  return create(SourceIdentitySchema, fields);
+}

@@ -1,0 +1,147 @@
+import { randomBytes } from "node:crypto";
+import { mkdir, readdir, readFile, rename, statfs, writeFile } from "node:fs/promises";
+import { native, type StoreLockHandle, type StoreViewHandle } from "@weightline/rdma-native";
+import { WeightlineError } from "@weightline/runtime";
+
+/** Version of node.json that this agent writes. */
+const NODE_FORMAT = 1;
+/** statfs(2): magic number of tmpfs. */
+const TMPFS_MAGIC = 0x01021994;
+/** objects.md: a new agent waits so long for the old mover's end. */
+const LOCK_WAIT_MS = 5000;
+const HOLDING_ID = /^[0-9a-f]{32}$/;
+const OWN_NAMES = new Set(["lock", "node.json", "node.json.new", "holdings"]);
+
+interface NodeFile {
+  format: number;
+  min_reader: number;
+  node: string;
+  last_epoch: number;
+  store_id: string;
+}
+
+/** The agent's store: locked, its epoch taken. */
+export interface StoreFolder {
+  readonly path: string;
+  readonly lock: StoreLockHandle;
+  readonly view: StoreViewHandle;
+  /** This start's epoch. */
+  epoch(): bigint;
+  /** Goes above an epoch that a directory knows. */
+  raiseEpoch(above: bigint): Promise<bigint>;
+  /** Random, made with the store: it stays when the node's name changes. */
+  readonly storeId: string;
+  holdingFolder(id: string): string;
+  /** Ids of the holdings' folders, and names in the store that are not ours. */
+  list(): Promise<{ holdingIds: string[]; foreign: string[] }>;
+  /** Bytes of the tmpfs: all and free. */
+  space(): Promise<{ totalBytes: number; freeBytes: number }>;
+  close(): void;
+}
+
+async function checkTmpfs(path: string): Promise<void> {
+  const { type } = await statfs(path);
+  if (type !== TMPFS_MAGIC) {
+    throw new WeightlineError("Refused", `--store ${path} does not lie on tmpfs`, {
+      field: "--store",
+      value: path,
+      limit: "a folder on tmpfs",
+      wayOut: "give a folder below /dev/shm, or mount a tmpfs there",
+    });
+  }
+}
+
+async function readNodeFile(path: string): Promise<NodeFile | undefined> {
+  try {
+    const json: Partial<NodeFile> = JSON.parse(await readFile(path, "utf8"));
+    if (
+      Number.isSafeInteger(json.last_epoch) &&
+      typeof json.store_id === "string" &&
+      typeof json.min_reader === "number"
+    ) {
+      return json as NodeFile;
+    }
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT" && !(error instanceof SyntaxError)) {
+      throw error;
+    }
+  }
+  return undefined;
+}
+
+/**
+ * Opens the store: makes the folders, takes the lock (InUse names who has it), raises the epoch to
+ * max(last + 1, Unix ms) and writes it down before anybody hears of it.
+ */
+export async function openStore(path: string, readOnlyMount: string, nodeName: string): Promise<StoreFolder> {
+  await mkdir(`${path}/holdings`, { recursive: true, mode: 0o755 }).catch((cause: Error) => {
+    throw new WeightlineError("Refused", `--store ${path} cannot be made: ${cause.message}`, {
+      field: "--store",
+      value: path,
+      cause,
+    });
+  });
+  await checkTmpfs(path);
+  const lock = await native.lockStore(`${path}/lock`, LOCK_WAIT_MS);
+  try {
+    const nodePath = `${path}/node.json`;
+    const last = await readNodeFile(nodePath);
+    if (last !== undefined && last.min_reader > NODE_FORMAT) {
+      throw new WeightlineError(
+        "Refused",
+        `--store ${path} belongs to a newer agent: node.json needs version ${last.min_reader}`,
+        {
+          field: "min_reader",
+          value: String(last.min_reader),
+          limit: String(NODE_FORMAT),
+          wayOut: "upgrade this agent",
+        },
+      );
+    }
+    const file: NodeFile = {
+      format: NODE_FORMAT,
+      min_reader: NODE_FORMAT,
+      node: nodeName,
+      last_epoch: Math.max((last?.last_epoch ?? 0) + 1, Date.now()),
+      store_id: last?.store_id ?? randomBytes(16).toString("hex"),
+    };
+    const save = async () => {
+      await writeFile(`${nodePath}.new`, `${JSON.stringify(file)}\n`);
+      await rename(`${nodePath}.new`, nodePath);
+    };
+    await save();
+    const view = await native.openStoreView(path, readOnlyMount);
+    return {
+      path,
+      lock,
+      view,
+      storeId: file.store_id,
+      epoch: () => BigInt(file.last_epoch),
+      async raiseEpoch(above) {
+        file.last_epoch = Math.max(file.last_epoch, Number(above) + 1);
+        await save();
+        return BigInt(file.last_epoch);
+      },
+      holdingFolder: (id) => `${path}/holdings/${id}`,
+      async list() {
+        const inside = await readdir(`${path}/holdings`);
+        const beside = (await readdir(path)).filter((name) => !OWN_NAMES.has(name));
+        return {
+          holdingIds: inside.filter((name) => HOLDING_ID.test(name)),
+          foreign: [...beside, ...inside.filter((name) => !HOLDING_ID.test(name)).map((name) => `holdings/${name}`)],
+        };
+      },
+      async space() {
+        const { bsize, blocks, bavail } = await statfs(path);
+        return { totalBytes: bsize * blocks, freeBytes: bsize * bavail };
+      },
+      close() {
+        native.closeStoreView(view);
+        native.unlockStore(lock);
+      },
+    };
+  } catch (error) {
+    native.unlockStore(lock);
+    throw error;
+  }
+}

@@ -85,8 +85,14 @@ export async function readLayoutItems(folder: string): Promise<LayoutItem[]> {
   const { raw, columnsAt } = parse(bytes);
   const n = raw.items;
   const widths = [8 * n, 8 * n, 8 * raw.dims, 4 * n, 4 * n, 4 * n, n, n];
-  const starts = widths.reduce<number[]>((all, width, i) => [...all, (all[i] ?? 0) + padded(width)], [columnsAt]);
-  const [offsets = 0, sizes = 0, , ends = 0, segments = 0, , dtypes = 0, , names = 0] = starts;
+  const starts: number[] = [];
+  let at = columnsAt;
+  for (const width of widths) {
+    starts.push(at);
+    at += padded(width);
+  }
+  const [offsets = 0, sizes = 0, , ends = 0, segments = 0, , dtypes = 0] = starts;
+  const names = at;
   const items: LayoutItem[] = [];
   let from = 0;
   for (let i = 0; i < n; i++) {

@@ -181,10 +181,10 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
   };
 
   return {
-    async lookup({ sourceId, rank, label }, signal) {
+    async lookup({ sourceId, rank, label, modelName }, signal) {
       const key = `${sourceId}/${rank}`;
       try {
-        const reply = await client.lookup({ sourceId, rank }, { timeoutMs: LOOKUP_TIMEOUT_MS, signal });
+        const reply = await client.lookup({ sourceId, rank, modelName }, { timeoutMs: LOOKUP_TIMEOUT_MS, signal });
         near.set(key, reply.near);
         if (reply.holders.length > 0) {
           remember(key, reply.holders);

@@ -103,10 +103,12 @@ export function createWorkerService({
       );
     }
     const items = await readLayoutItems(store.holdingFolder(holding.id));
-    const starts = (holding.layout?.segments ?? []).reduce<bigint[]>(
-      (all, { bytes }) => [...all, (all.at(-1) ?? 0n) + BigInt(bytes)],
-      [0n],
-    );
+    const starts: bigint[] = [];
+    let position = 0n;
+    for (const { bytes } of holding.layout?.segments ?? []) {
+      starts.push(position);
+      position += BigInt(bytes);
+    }
     const tensors = items.map(({ name, dtype, segment, offset, bytes }) => ({
       name,
       dtype,

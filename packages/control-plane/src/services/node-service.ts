@@ -1,0 +1,35 @@
+import { NodeService } from "@weightline/proto/node";
+import { type Logger, route, type ServiceRoute } from "@weightline/runtime";
+import type { Directory } from "../directory/directory.ts";
+import { checkAnnounce } from "./announce-check.ts";
+import type { Fleet } from "./fleet.ts";
+
+/** NodeService: announces, lookups, and what operators ask. */
+export function createNodeService(directory: Directory, fleet: Fleet, log: Logger): ServiceRoute {
+  return route(NodeService, {
+    async announce(request) {
+      checkAnnounce(request);
+      const reply = await directory.announce(request);
+      log.trace({ node: request.node, sequence: String(request.sequence), verdict: reply.verdict }, "announce");
+      return reply;
+    },
+    async leave({ node, epoch, bootId }) {
+      await directory.leave(node, epoch, bootId);
+      log.info({ node }, "a node left");
+      return {};
+    },
+    async lookup({ sourceId, rank, modelName }) {
+      const holders = await directory.lookup(sourceId, rank);
+      const near = holders.length > 0 ? [] : await directory.near(modelName);
+      return { holders, near };
+    },
+    listNodes: async () => ({ nodes: await directory.nodes() }),
+    listSources: async ({ modelName }) => ({ sources: await directory.sources(modelName) }),
+    async *fillNodes(request, { signal }) {
+      for await (const node of fleet.fill(request, signal)) {
+        yield { node };
+      }
+    },
+    listTransfers: (_request, { signal }) => fleet.transfers(signal),
+  });
+}

@@ -404,6 +404,7 @@ async function start(
       node,
       address,
       data_address: dataAddress,
+      metrics_port: operations.port,
       socket: configuration.socket,
       store: store.path,
       limit_bytes: limitBytes,

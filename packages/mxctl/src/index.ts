@@ -1,0 +1,1 @@
+export { runMxctl } from "./program.ts";

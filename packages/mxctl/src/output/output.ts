@@ -1,0 +1,79 @@
+import type { OutputFormat } from "../settings.ts";
+
+/** A column of a table. */
+export interface Column<Row> {
+  title: string;
+  value: (row: Row) => string;
+  /** Only with --output wide. */
+  wide?: boolean;
+  right?: boolean;
+}
+
+/** JSON can hold whole numbers up to 2^53 exactly; sizes and times are below. */
+function plain(_key: string, value: unknown): unknown {
+  return typeof value === "bigint" ? Number(value) : value;
+}
+
+/** Writes to standard output and waits until it is taken; a reader that left (`| head`) ends the program quietly. */
+export async function print(text: string): Promise<void> {
+  if (!process.stdout.write(text)) {
+    await new Promise((resolve) => process.stdout.once("drain", resolve));
+  }
+}
+
+function useColour(): boolean {
+  return process.stdout.isTTY === true && process.env["NO_COLOR"] === undefined;
+}
+
+function emphasise(text: string): string {
+  return useColour() ? `\u001b[1m${text}\u001b[0m` : text;
+}
+
+function toTable<Row>(rows: readonly Row[], columns: readonly Column<Row>[]): string {
+  const cells = rows.map((row) => columns.map(({ value }) => value(row)));
+  const widths = columns.map(({ title }, i) => Math.max(title.length, ...cells.map((line) => line[i]?.length ?? 0)));
+  const line = (texts: readonly string[]) =>
+    texts
+      .map((text, i) => (columns[i]?.right === true ? text.padStart(widths[i] ?? 0) : text.padEnd(widths[i] ?? 0)))
+      .join("  ")
+      .trimEnd();
+  return [emphasise(line(columns.map(({ title }) => title))), ...cells.map(line)].join("\n");
+}
+
+/** Prints `data` as JSON or YAML, or `rows` as a table. */
+export async function printRows<Row>(
+  format: OutputFormat,
+  data: unknown,
+  rows: readonly Row[],
+  columns: readonly Column<Row>[],
+  empty: string,
+): Promise<void> {
+  if (format === "json" || format === "yaml") {
+    await printData(format, data);
+  } else if (rows.length === 0) {
+    await print(`${empty}\n`);
+  } else {
+    await print(
+      `${toTable(
+        rows,
+        columns.filter(({ wide }) => wide !== true || format === "wide"),
+      )}\n`,
+    );
+  }
+}
+
+/** Prints an object as JSON or YAML. */
+export async function printData(format: OutputFormat, data: unknown): Promise<void> {
+  if (format === "yaml") {
+    const { stringify } = await import("yaml");
+    await print(stringify(JSON.parse(JSON.stringify(data, plain))));
+  } else {
+    await print(`${JSON.stringify(data, plain, 2)}\n`);
+  }
+}
+
+/** Prints lines of "name: value". */
+export async function printFacts(facts: ReadonlyArray<readonly [string, string]>): Promise<void> {
+  const width = Math.max(...facts.map(([name]) => name.length));
+  await print(`${facts.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join("\n")}\n`);
+}

@@ -1,0 +1,50 @@
+import type { FillProgress } from "@weightline/proto/common";
+import { formatByteSize } from "@weightline/runtime";
+
+/** Shows how far something is, on standard error: a bar on a terminal, else a line every few seconds. */
+export interface ProgressDisplay {
+  show(label: string, progress: FillProgress): void;
+  end(): void;
+}
+
+const BAR_CELLS = 30;
+const PLAIN_INTERVAL_MS = 5000;
+
+function describe(progress: FillProgress): string {
+  const { state, parent, verifiedBytes, totalBytes, bytesPerS } = progress;
+  const from = parent === "" ? "" : ` from ${parent}`;
+  if (totalBytes === 0n) {
+    return `${state}${from}`;
+  }
+  const rate = bytesPerS > 0 ? ` at ${formatByteSize(Math.round(bytesPerS))}/s` : "";
+  return `${state}${from} ${formatByteSize(verifiedBytes)} of ${formatByteSize(totalBytes)}${rate}`;
+}
+
+function bar({ verifiedBytes, totalBytes }: FillProgress): string {
+  const share = totalBytes === 0n ? 0 : Number(verifiedBytes) / Number(totalBytes);
+  const full = Math.round(share * BAR_CELLS);
+  return `[${"#".repeat(full)}${".".repeat(BAR_CELLS - full)}] ${String(Math.floor(share * 100)).padStart(3)}%`;
+}
+
+export function createProgressDisplay(stream: NodeJS.WriteStream = process.stderr): ProgressDisplay {
+  const terminal = stream.isTTY === true;
+  const startedAt = performance.now();
+  let lastAt = startedAt;
+  let shown = false;
+  return {
+    show(label, progress) {
+      if (terminal) {
+        shown = true;
+        stream.write(`\r\u001b[2K${label === "" ? "" : `${label}: `}${bar(progress)} ${describe(progress)}`);
+      } else if (performance.now() - lastAt > PLAIN_INTERVAL_MS) {
+        lastAt = performance.now();
+        stream.write(`${label === "" ? "" : `${label}: `}${describe(progress)}\n`);
+      }
+    },
+    end() {
+      if (shown) {
+        stream.write("\r\u001b[2K");
+      }
+    },
+  };
+}

@@ -1,0 +1,40 @@
+"""Model weights from the node's memory: client of the Weightline node agent."""
+
+from .agent import Agent, connect
+from .errors import (
+    AlreadyExists,
+    Cancelled,
+    Corrupt,
+    DeadlineExceeded,
+    Error,
+    Internal,
+    InUse,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Refused,
+    ResourceExhausted,
+    Unavailable,
+)
+from .held import Held
+from .tensor import Tensor
+
+__all__ = [
+    "Agent",
+    "AlreadyExists",
+    "Cancelled",
+    "Corrupt",
+    "DeadlineExceeded",
+    "Error",
+    "Held",
+    "InUse",
+    "Internal",
+    "InvalidArgument",
+    "NotFound",
+    "PermissionDenied",
+    "Refused",
+    "ResourceExhausted",
+    "Tensor",
+    "Unavailable",
+    "connect",
+]

@@ -1,0 +1,157 @@
+"""The node's agent, as a process on the node sees it."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import time
+from typing import Any, Callable, Dict, Mapping, Optional
+
+from . import transport
+from .errors import DeadlineExceeded, Error, InvalidArgument, Unavailable
+from .held import Held
+
+DEFAULT_SOCKET = "/run/weightline/agent.sock"
+DESCRIPTOR_SUFFIX = ".fd"
+# The agent says within this time that a call takes longer; beyond the call's own timeout it is dead.
+_GRACE_S = 5.0
+
+Progress = Callable[[Dict[str, Any]], None]
+
+_IDENTITY_NUMBERS = {
+    "mx_source_type",
+    "backend_framework",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "expert_parallel_size",
+}
+_IDENTITY_TEXTS = {
+    "mx_version",
+    "model_name",
+    "dtype",
+    "quantization",
+    "revision",
+    "backend_framework_version",
+    "torch_version",
+    "cuda_version",
+    "triton_version",
+    "gpu_arch",
+    "compile_config_digest",
+}
+
+
+def connect(path: Optional[str] = None) -> "Agent":
+    """The agent at `path`, else at MX_AGENT_SOCKET, else at the default path. Nothing is sent before the first call."""
+    return Agent(path or os.environ.get("MX_AGENT_SOCKET") or DEFAULT_SOCKET)
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _identity(identity: Mapping[str, Any]) -> Dict[str, Any]:
+    """A source identity by the contract's field names, as proto3 JSON."""
+    message: Dict[str, Any] = {}
+    for name, value in identity.items():
+        if name == "extra_parameters":
+            right = isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
+            value = dict(value) if right else value
+        elif name in _IDENTITY_NUMBERS:
+            right = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        elif name in _IDENTITY_TEXTS:
+            right = isinstance(value, str)
+        else:
+            raise InvalidArgument(f"identity has no field {name}", field=f"identity.{name}", way_out="see the contract's SourceIdentity")
+        if not right:
+            raise InvalidArgument(f"identity.{name} {value!r} has a wrong type", field=f"identity.{name}", value=repr(value))
+        message[_camel(name)] = value
+    return message
+
+
+class Agent:
+    """Calls to one agent. Every call has a connection of its own: any thread may use it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def acquire(
+        self,
+        model_name: Optional[str] = None,
+        rank: int = 0,
+        revision: str = "",
+        timeout: float = 300.0,
+        progress: Optional[Progress] = None,
+        identity: Optional[Mapping[str, Any]] = None,
+    ) -> Held:
+        """A lease on a model by the name that `load` gave it, or on any identity.
+
+        Waits up to `timeout` seconds while the node receives it, telling `progress` {state, verified_bytes, total_bytes}.
+        """
+        if (model_name is None) == (identity is None):
+            raise InvalidArgument("give model_name or identity, one of them", field="model_name")
+        if not (isinstance(timeout, (int, float)) and math.isfinite(timeout) and timeout > 0):
+            raise InvalidArgument(f"timeout {timeout!r} is not a number of seconds above 0", field="timeout", value=repr(timeout))
+        if not (isinstance(rank, int) and 0 <= rank < 2**32):
+            raise InvalidArgument(f"rank {rank!r} is not a whole number from 0", field="rank", value=repr(rank))
+        wanted: Dict[str, Any] = {"rank": rank}
+        if identity is not None:
+            wanted["identity"] = _identity(identity)
+        else:
+            wanted["model"] = {"modelName": model_name, "revision": revision}
+        message = self._acquire(wanted, float(timeout), progress)
+        return self._attach(message)
+
+    def _acquire(self, wanted: Dict[str, Any], timeout: float, progress: Optional[Progress]) -> Dict[str, Any]:
+        deadline = time.monotonic() + timeout + _GRACE_S
+        for event in transport.stream(self.path, "Acquire", {"wanted": wanted, "timeoutS": timeout}, timeout + _GRACE_S):
+            held = event.get("held")
+            if isinstance(held, dict):
+                return held
+            told = event.get("progress")
+            if progress is not None and isinstance(told, dict):
+                progress(
+                    {
+                        "state": told.get("state", ""),
+                        "verified_bytes": int(told.get("verifiedBytes", 0)),
+                        "total_bytes": int(told.get("totalBytes", 0)),
+                    }
+                )
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"the agent did not answer within {timeout} s", field="timeout", value=str(timeout))
+        raise Unavailable("the agent ended the call without an answer", field="MX_AGENT_SOCKET", value=self.path, way_out="acquire again")
+
+    def _attach(self, message: Dict[str, Any]) -> Held:
+        ticket = message["ticket"]
+        descriptors = []
+        try:
+            descriptors = transport.receive_descriptors(
+                self.path + DESCRIPTOR_SUFFIX,
+                self.decode_bytes(ticket["id"]),
+                self.decode_bytes(ticket["secret"]),
+                int(message["descriptors"]),
+            )
+            return Held(self, message, descriptors)
+        except BaseException:
+            self.release(str(message.get("leaseId", "")))
+            raise
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def release(self, lease_id: str) -> bool:
+        """Ends a lease of this process. False when it had ended, or when the agent is away: it ends leases of dead processes itself."""
+        try:
+            return bool(transport.call(self.path, "Release", {"leaseId": lease_id}).get("released", False))
+        except Error:
+            return False
+
+    def status(self) -> Dict[str, Any]:
+        """What the agent says of itself, as proto3 JSON of StatusResponse."""
+        return transport.call(self.path, "Status", {})
+
+    @staticmethod
+    def decode_bytes(text: str) -> bytes:
+        """Bytes of proto3 JSON."""
+        return base64.b64decode(text)

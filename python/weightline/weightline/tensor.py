@@ -1,0 +1,150 @@
+"""A tensor of a holding: its bytes without a copy, and typed views of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable, Tuple
+
+from .errors import Refused
+
+if TYPE_CHECKING:
+    from .layout import Row
+
+# numpy's names, by safetensors' names.
+_NUMPY = {
+    "BOOL": "bool_",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "C64": "complex64",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+}
+
+# ml_dtypes' names for what numpy has not.
+_ML_DTYPES = {
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+
+_TORCH = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "C64": "complex64",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+
+
+class Tensor:
+    """`dtype` and `shape` as safetensors names them. `data` is a read-only memoryview of the bytes, never a copy."""
+
+    __slots__ = ("_count_copy", "_row", "data")
+
+    def __init__(self, row: "Row", data: memoryview, count_copy: Callable[[int], None]) -> None:
+        self._row = row
+        self.data = data
+        self._count_copy = count_copy
+
+    @property
+    def name(self) -> str:
+        return self._row.name
+
+    @property
+    def dtype(self) -> str:
+        return self._row.dtype
+
+    @property
+    def shape(self) -> Tuple[int, ...]:
+        return self._row.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self._row.nbytes
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name!r}, {self.dtype}, {self.shape})"
+
+    def _no_view(self, library: str, way_out: str) -> Refused:
+        return Refused(
+            f"tensor {self.name!r} has dtype {self.dtype}, which {library} does not have",
+            field=self.name,
+            value=self.dtype,
+            way_out=way_out,
+        )
+
+    def numpy(self) -> Any:
+        """A read-only numpy array over the bytes; a tensor that lies unaligned in its file is copied, and counted."""
+        import numpy
+
+        if self.dtype in _NUMPY:
+            dtype = numpy.dtype(getattr(numpy, _NUMPY[self.dtype]))
+        elif self.dtype in _ML_DTYPES:
+            dtype = self._ml_dtype(numpy)
+        else:
+            raise self._no_view("numpy", "use .data, the raw bytes, or .torch()")
+        array = numpy.frombuffer(self.data, dtype=dtype) if self.nbytes else numpy.empty(0, dtype=dtype)
+        array = array.reshape(self.shape)
+        if not array.flags.aligned:
+            self._count_copy(self.nbytes)
+            array = array.copy()
+            array.flags.writeable = False
+        return array
+
+    def _ml_dtype(self, numpy: Any) -> Any:
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise self._no_view("numpy", "install ml_dtypes, or use .torch(), or .data, the raw bytes") from None
+        scalar = getattr(ml_dtypes, _ML_DTYPES[self.dtype], None)
+        if scalar is None:
+            raise self._no_view("this version of ml_dtypes", "install a newer ml_dtypes, or use .torch() or .data")
+        return numpy.dtype(scalar)
+
+    def torch(self) -> Any:
+        """A torch tensor over the bytes. Torch cannot mark it read-only: writing into it is a SIGSEGV."""
+        import warnings
+
+        import torch  # type: ignore[import-not-found,unused-ignore]
+
+        dtype = getattr(torch, _TORCH[self.dtype], None) if self.dtype in _TORCH else None
+        if dtype is None:
+            raise self._no_view("torch", "use .data, the raw bytes")
+        if self.nbytes == 0:
+            return torch.empty(self.shape, dtype=dtype)
+        buffer: Any = self.data
+        if self._address_of() % dtype.itemsize:
+            self._count_copy(self.nbytes)
+            buffer = bytearray(self.data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.frombuffer(buffer, dtype=dtype).reshape(self.shape)
+
+    def _address_of(self) -> int:
+        # The mapping begins at a page: the offset alone decides.
+        return self._row.offset
+
+

@@ -1,0 +1,163 @@
+"""Connect over HTTP/1.1 on the agent's Unix socket, and descriptors from the descriptor socket."""
+
+from __future__ import annotations
+
+import array
+import errno
+import http.client
+import json
+import os
+import socket
+import struct
+from typing import Any, Dict, Iterator, List, Optional
+
+from .errors import Corrupt, DeadlineExceeded, Error, Unavailable, from_connect, from_refusal
+
+SERVICE = "/weightline.local.v1.AgentService/"
+_END_OF_STREAM = 2
+_MESSAGE_MAX_BYTES = 64 << 20
+_DESCRIPTOR_TIMEOUT_S = 10.0
+# What the kernel passes with one message (SCM_MAX_FD).
+_DESCRIPTORS_PER_MESSAGE = 253
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: Optional[float]) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = _connect(self._path, socket.SOCK_STREAM, self.timeout)
+
+
+def _connect(path: str, kind: int, timeout: Optional[float]) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, kind)
+    sock.settimeout(timeout)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        raise unreachable(path, error) from error
+    return sock
+
+
+def unreachable(path: str, error: OSError) -> Unavailable:
+    """Why nobody answers on a socket's path, in words that help."""
+    if error.errno == errno.ENOENT:
+        why, way_out = "there is no socket", "start the agent on this node, or set MX_AGENT_SOCKET to its socket"
+    elif error.errno == errno.ECONNREFUSED:
+        why = "the socket is dead: no agent listens on it any more"
+        way_out = "start the agent; in a pod mount the socket's directory, not the socket file, which a restart replaces"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        why, way_out = "this process may not open it", "mount the directory with permission to enter it"
+    else:
+        why, way_out = os.strerror(error.errno or 0), "see whether the agent runs"
+    return Unavailable(f"no agent at {path}: {why}", field="MX_AGENT_SOCKET", value=path, way_out=way_out)
+
+
+def _lost(path: str, error: Exception) -> Error:
+    if isinstance(error, socket.timeout):
+        return DeadlineExceeded(f"the agent at {path} did not answer in time", field="timeout")
+    return Unavailable(
+        f"the agent at {path} went away in the middle of a call", field="MX_AGENT_SOCKET", value=path, way_out="call again when it is back"
+    )
+
+
+def call(path: str, method: str, message: Dict[str, Any], timeout: float = 30.0) -> Dict[str, Any]:
+    """A unary call."""
+    connection = _UnixConnection(path, timeout)
+    try:
+        connection.request("POST", SERVICE + method, json.dumps(message), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        body = json.loads(response.read(_MESSAGE_MAX_BYTES) or b"{}")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _lost(path, error) from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise from_connect(body if isinstance(body, dict) else {})
+    return dict(body)
+
+
+def stream(path: str, method: str, message: Dict[str, Any], timeout: Optional[float]) -> Iterator[Dict[str, Any]]:
+    """A server-streaming call: yields its messages, raises its error. `timeout` is for each wait."""
+    body = json.dumps(message).encode()
+    connection = _UnixConnection(path, timeout)
+    try:
+        try:
+            envelope = struct.pack(">BI", 0, len(body)) + body
+            connection.request("POST", SERVICE + method, envelope, {"Content-Type": "application/connect+json"})
+            response = connection.getresponse()
+            if response.status != 200:
+                raise from_connect(json.loads(response.read(_MESSAGE_MAX_BYTES) or b"{}"))
+            while True:
+                flags, item = _read_envelope(response)
+                if flags & _END_OF_STREAM:
+                    if item.get("error"):
+                        raise from_connect(item["error"])
+                    return
+                yield item
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _lost(path, error) from error
+    finally:
+        connection.close()
+
+
+def _read_envelope(response: http.client.HTTPResponse) -> "tuple[int, Dict[str, Any]]":
+    head = _read_exactly(response, 5)
+    flags, size = struct.unpack(">BI", head)
+    if size > _MESSAGE_MAX_BYTES:
+        raise http.client.HTTPException(f"a message of {size} bytes")
+    item = json.loads(_read_exactly(response, size) or b"{}")
+    return flags, item if isinstance(item, dict) else {}
+
+
+def _read_exactly(response: http.client.HTTPResponse, size: int) -> bytes:
+    data = response.read(size)
+    if len(data) < size:
+        raise http.client.IncompleteRead(data, size - len(data))
+    return data
+
+
+def receive_descriptors(path: str, ticket_id: bytes, secret: bytes, count: int) -> List[int]:
+    """Trades a one-time ticket for `count` descriptors, which are the caller's to close."""
+    sock = _connect(path, socket.SOCK_SEQPACKET, _DESCRIPTOR_TIMEOUT_S)
+    received: List[int] = []
+    try:
+        sock.sendall(b"WLFD" + struct.pack("<I", 1) + ticket_id + secret)
+        while len(received) < count:
+            _receive_message(sock, received, count)
+        return received
+    except BaseException as error:
+        for descriptor in received:
+            os.close(descriptor)
+        if isinstance(error, OSError):
+            raise _lost(path, error) from error
+        raise
+    finally:
+        sock.close()
+
+
+def _receive_message(sock: socket.socket, received: List[int], count: int) -> None:
+    space = socket.CMSG_SPACE(_DESCRIPTORS_PER_MESSAGE * array.array("i").itemsize)
+    data, ancillary, flags, _ = sock.recvmsg(64 << 10, space)
+    got = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            got.frombytes(content[: len(content) - len(content) % got.itemsize])
+    for descriptor in got:
+        os.set_inheritable(descriptor, False)
+    before = len(received)
+    received.extend(got)
+    if not data:
+        raise Unavailable("the descriptor socket closed before all descriptors came", way_out="acquire again")
+    if not got:
+        raise from_refusal(data)
+    total, first = struct.unpack("<II", data) if len(data) == 8 else (0, 0)
+    if flags & socket.MSG_CTRUNC or total != count or first != before or len(received) > count:
+        raise Corrupt(
+            f"the descriptor socket announced {total} descriptors from {first} on, {count} from {before} on were expected",
+            field="descriptors",
+            value=str(total),
+            limit=str(count),
+        )

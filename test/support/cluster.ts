@@ -3,7 +3,15 @@ import { tmpdir } from "node:os";
 import type { Client } from "@connectrpc/connect";
 import { AgentService } from "@weightline/proto/local";
 import { createLocalClient } from "@weightline/runtime";
-import { type Finished, mxctl, type ProgramOptions, pythonEnvironment, type RunningProgram, runCommand, startProgram } from "./program.ts";
+import {
+  type Finished,
+  mxctl,
+  type ProgramOptions,
+  pythonEnvironment,
+  type RunningProgram,
+  runCommand,
+  startProgram,
+} from "./program.ts";
 
 /** A control plane and agents of one test run, private to it. */
 export interface Cluster {
@@ -69,7 +77,11 @@ export async function createCluster(): Promise<Cluster> {
     async startControlPlane(flags = [], options = {}) {
       const port = flags.includes("--port") ? [] : ["--port", "0"];
       const metrics = flags.includes("--metrics-port") ? [] : ["--metrics-port", String(await freePort())];
-      const program = startProgram("control-plane", ["--host", "127.0.0.1", "--log-format", "json", ...port, ...metrics, ...flags], options);
+      const program = startProgram(
+        "control-plane",
+        ["--host", "127.0.0.1", "--log-format", "json", ...port, ...metrics, ...flags],
+        options,
+      );
       programs.push(program);
       const [, bound] = await program.waitFor(/"port":(\d+),"metrics_port":\d+,"backend":"\w+","msg":"ready"/);
       controlPlane = `127.0.0.1:${bound}`;
@@ -77,7 +89,9 @@ export async function createCluster(): Promise<Cluster> {
     },
     async startAgent(name, flags = [], options = {}) {
       const store = flags.includes("--store") ? (flags[flags.indexOf("--store") + 1] ?? "") : `${stores}/${name}`;
-      const socket = flags.includes("--socket") ? (flags[flags.indexOf("--socket") + 1] ?? "") : `${folder}/${name}/agent.sock`;
+      const socket = flags.includes("--socket")
+        ? (flags[flags.indexOf("--socket") + 1] ?? "")
+        : `${folder}/${name}/agent.sock`;
       const given = (flag: string, ...values: string[]) => (flags.includes(flag) ? [] : [flag, ...values]);
       const program = startProgram(
         "node-agent",
@@ -115,11 +129,16 @@ export async function createCluster(): Promise<Cluster> {
         client: createLocalClient(AgentService, socket),
         metrics,
         async metric(metric, labels = "") {
-          const lines = (await metrics()).split("\n").filter((text) => text.startsWith(metric) && !text.startsWith("#") && text.includes(labels));
+          const lines = (await metrics())
+            .split("\n")
+            .filter((text) => text.startsWith(metric) && !text.startsWith("#") && text.includes(labels));
           return lines.reduce((sum, text) => sum + Number(text.slice(text.lastIndexOf(" ") + 1)), 0);
         },
         async python(code, parameters = []) {
-          const done = await runCommand(["python3", "-c", `import sys, weightline\nagent = weightline.connect()\n${code}`, ...parameters], { env: pythonEnvironment({ MX_AGENT_SOCKET: socket }), timeoutMs: 120_000 });
+          const done = await runCommand(
+            ["python3", "-c", `import sys, weightline\nagent = weightline.connect()\n${code}`, ...parameters],
+            { env: pythonEnvironment({ MX_AGENT_SOCKET: socket }), timeoutMs: 120_000 },
+          );
           if (done.code !== 0) {
             throw new Error(`python: exit ${done.code}\n${done.stdout}\n${done.stderr}`);
           }
@@ -127,7 +146,12 @@ export async function createCluster(): Promise<Cluster> {
         },
       };
     },
-    mxctl: (parameters, agent) => mxctl([...(controlPlane === "" ? [] : ["--endpoint", controlPlane]), ...(agent === undefined ? [] : ["--socket", agent.socket]), ...parameters]),
+    mxctl: (parameters, agent) =>
+      mxctl([
+        ...(controlPlane === "" ? [] : ["--endpoint", controlPlane]),
+        ...(agent === undefined ? [] : ["--socket", agent.socket]),
+        ...parameters,
+      ]),
     async stop() {
       await Promise.all(programs.map((program) => program.stop()));
       await removeStore(stores);

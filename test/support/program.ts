@@ -35,15 +35,29 @@ export function cleanEnvironment(more: Record<string, string> = {}): Record<stri
 }
 
 /** Starts a program of packages/; `entry` like "node-agent". */
-export function startProgram(entry: string, parameters: readonly string[], options: ProgramOptions = {}): RunningProgram {
-  const command = [...(options.wrapper ?? []), process.execPath, "--disable-warning=ExperimentalWarning", `${ROOT}packages/${entry}/src/main.ts`, ...parameters];
+export function startProgram(
+  entry: string,
+  parameters: readonly string[],
+  options: ProgramOptions = {},
+): RunningProgram {
+  const command = [
+    ...(options.wrapper ?? []),
+    process.execPath,
+    "--disable-warning=ExperimentalWarning",
+    `${ROOT}packages/${entry}/src/main.ts`,
+    ...parameters,
+  ];
   return startCommand(command, options);
 }
 
 /** Starts any command. */
 export function startCommand(command: readonly string[], options: ProgramOptions = {}): RunningProgram {
   const [file = "", ...rest] = command;
-  const child: ChildProcess = spawn(file, rest, { stdio: ["ignore", "pipe", "pipe"], env: cleanEnvironment(options.env), ...(options.cwd === undefined ? {} : { cwd: options.cwd }) });
+  const child: ChildProcess = spawn(file, rest, {
+    stdio: ["ignore", "pipe", "pipe"],
+    env: cleanEnvironment(options.env),
+    ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
+  });
   let output = "";
   const listeners = new Set<() => void>();
   const take = (data: Buffer) => {
@@ -75,9 +89,20 @@ export function startCommand(command: readonly string[], options: ProgramOptions
             end(() => resolve(match));
           }
         };
-        const timer = setTimeout(() => end(() => reject(new Error(`${command.slice(0, 4).join(" ")}: no ${pattern} within ${timeoutMs} ms:\n${output}`))), timeoutMs);
+        const timer = setTimeout(
+          () =>
+            end(() =>
+              reject(new Error(`${command.slice(0, 4).join(" ")}: no ${pattern} within ${timeoutMs} ms:\n${output}`)),
+            ),
+          timeoutMs,
+        );
         listeners.add(look);
-        exited.then(() => setTimeout(() => end(() => reject(new Error(`${command.slice(0, 4).join(" ")} ended without ${pattern}:\n${output}`))), 20));
+        exited.then(() =>
+          setTimeout(
+            () => end(() => reject(new Error(`${command.slice(0, 4).join(" ")} ended without ${pattern}:\n${output}`))),
+            20,
+          ),
+        );
         look();
       });
     },
@@ -101,10 +126,17 @@ export interface Finished {
 }
 
 /** Runs a command to its end. */
-export function runCommand(command: readonly string[], options: ProgramOptions & { timeoutMs?: number; input?: string } = {}): Promise<Finished> {
+export function runCommand(
+  command: readonly string[],
+  options: ProgramOptions & { timeoutMs?: number; input?: string } = {},
+): Promise<Finished> {
   const [file = "", ...rest] = command;
   return new Promise((resolve) => {
-    const child = spawn(file, rest, { stdio: ["pipe", "pipe", "pipe"], env: cleanEnvironment(options.env), ...(options.cwd === undefined ? {} : { cwd: options.cwd }) });
+    const child = spawn(file, rest, {
+      stdio: ["pipe", "pipe", "pipe"],
+      env: cleanEnvironment(options.env),
+      ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
+    });
     let stdout = "";
     let stderr = "";
     child.stdout.on("data", (data: Buffer) => {
@@ -127,8 +159,20 @@ export function runCommand(command: readonly string[], options: ProgramOptions &
 }
 
 /** Runs mxctl. */
-export function mxctl(parameters: readonly string[], options: ProgramOptions & { timeoutMs?: number } = {}): Promise<Finished> {
-  return runCommand([...(options.wrapper ?? []), process.execPath, "--disable-warning=ExperimentalWarning", `${ROOT}packages/mxctl/src/main.ts`, ...parameters], options);
+export function mxctl(
+  parameters: readonly string[],
+  options: ProgramOptions & { timeoutMs?: number } = {},
+): Promise<Finished> {
+  return runCommand(
+    [
+      ...(options.wrapper ?? []),
+      process.execPath,
+      "--disable-warning=ExperimentalWarning",
+      `${ROOT}packages/mxctl/src/main.ts`,
+      ...parameters,
+    ],
+    options,
+  );
 }
 
 /** Environment in which Python finds the client and the tests' packages. */

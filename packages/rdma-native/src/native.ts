@@ -322,6 +322,14 @@ export interface NativeModule {
   /** Digest of `bytes` bytes of a file from `offset` on, streamed on a native thread. Fails with `Corrupt` when the file ends before. */
   digestFile(algorithm: DigestAlgorithm, path: string, offset: bigint, bytes: bigint): Promise<Uint8Array>;
 
+  // Layouts
+
+  /**
+   * Decodes a layout with all its checks, and encodes what it says again: the same bytes, for every valid layout. Throws
+   * Corrupt naming column and row, Refused for another version. For tools and tests.
+   */
+  recodeLayout(layout: Uint8Array): Uint8Array;
+
   // The store, from the agent's side
 
   /** Takes the exclusive lock, waiting up to `waitMs` for its holder; `InUse` names the holder's pid. */

@@ -1,4 +1,4 @@
-// buildInfo and digests.
+// buildInfo, digests, layouts.
 #include <fcntl.h>
 
 #include <algorithm>
@@ -72,12 +72,20 @@ Napi::Value digestFile(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value recodeLayout(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const std::vector<uint8_t> layout = encodeLayout(decodeLayout(bytesArgument(info[0], "layout")));
+    return toBuffer(info.Env(), layout.data(), layout.size());
+  });
+}
+
 }  // namespace
 
 void registerDigest(Napi::Env env, Napi::Object exports) {
   exports.Set("buildInfo", Napi::Function::New(env, buildInfo));
   exports.Set("digest", Napi::Function::New(env, digest));
   exports.Set("digestFile", Napi::Function::New(env, digestFile));
+  exports.Set("recodeLayout", Napi::Function::New(env, recodeLayout));
 }
 
 }  // namespace weightline::binding

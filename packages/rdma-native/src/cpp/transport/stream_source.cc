@@ -18,6 +18,8 @@ constexpr std::chrono::milliseconds kDialTimeout{3000};
 // stream ends early.
 constexpr uint64_t kRequestBytes = 4 << 20;
 constexpr size_t kRequestsInFlight = 2;
+// How long a child that refuses a chunk waits for the parent to hear it.
+constexpr std::chrono::milliseconds kRefusalTime{1000};
 
 uint64_t nanoseconds(Clock::duration duration) {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(duration).count());
@@ -36,6 +38,22 @@ class StreamSource::Stream {
 
   void sendControl(FrameType type, uint64_t number, std::span<const uint8_t> payload, const Cancel& cancel, const DigestValue& digest = {}) {
     connection_.sendFrame({type, 0, number, digest}, payload, peer_.stallMs, cancel);
+  }
+
+  // Tells the parent that a chunk is wrong, and waits until it has heard it: closing a socket with unread bytes would reset
+  // the connection and take the word away.
+  void refuse(uint64_t chunk, const DigestValue& digest, const Cancel& cancel) {
+    sendControl(FrameType::kRefused, chunk, {}, cancel, digest);
+    std::vector<uint8_t> rest(kMaxDataPayloadBytes);
+    const auto deadline = Clock::now() + kRefusalTime;
+    try {
+      while (Clock::now() < deadline) {
+        iovec piece{rest.data(), rest.size()};
+        connection_.receiveSome(std::span(&piece, 1), kPollMs);
+      }
+    } catch (const Fault&) {
+      // The parent has closed: it heard.
+    }
   }
 
   // The next frame's header that is no WAITING. Its payload, if any, is still to be received.
@@ -219,7 +237,7 @@ void StreamSource::fill(FillContext& context) {
       context.counters.verifyNs += nanoseconds(Clock::now() - start);
       if (digest != header.digest) {
         context.counters.refusedChunks++;
-        stream->sendControl(FrameType::kRefused, chunk, {}, context.cancel, digest);
+        stream->refuse(chunk, digest, context.cancel);
         throw lied(peer_, "chunk " + std::to_string(chunk) + " with bytes that do not have its digest", toHex(digest), toHex(header.digest));
       }
       start = Clock::now();

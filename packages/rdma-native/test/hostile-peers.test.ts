@@ -5,7 +5,18 @@ import { tmpdir } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { native, type StreamTicket } from "@weightline/rdma-native";
 import t from "tap";
-import { createTestMover, type LoadedHolding, loadHolding, newId, newTicket, OrderError, pullBody, pullOrder, removeStore, writeModel } from "./native-helpers.ts";
+import {
+  createTestMover,
+  type LoadedHolding,
+  loadHolding,
+  newId,
+  newTicket,
+  OrderError,
+  pullBody,
+  pullOrder,
+  removeStore,
+  writeModel,
+} from "./native-helpers.ts";
 
 const models = mkdtempSync(`${tmpdir()}/weightline-hostile-`);
 const honest = createTestMover();
@@ -28,9 +39,25 @@ t.teardown(async () => {
 
 const CHUNK = 65536;
 const HEADER_BYTES = 48;
-const Type = { getLayout: 1, layout: 2, get: 3, chunk: 4, waiting: 5, refused: 6, getObject: 7, object: 8, failed: 9 } as const;
+const Type = {
+  getLayout: 1,
+  layout: 2,
+  get: 3,
+  chunk: 4,
+  waiting: 5,
+  refused: 6,
+  getObject: 7,
+  object: 8,
+  failed: 9,
+} as const;
 
-function frame(type: number, number: bigint, payload: Buffer, digest: Uint8Array = Buffer.alloc(32), announced = payload.length): Buffer {
+function frame(
+  type: number,
+  number: bigint,
+  payload: Buffer,
+  digest: Uint8Array = Buffer.alloc(32),
+  announced = payload.length,
+): Buffer {
   const header = Buffer.alloc(HEADER_BYTES);
   header.writeUInt8(type, 0);
   header.writeUInt32LE(announced, 4);
@@ -75,7 +102,11 @@ function mac(ticket: StreamTicket, label: string, hello: Buffer, version: Buffer
 type Behave = (socket: Socket, read: (bytes: number) => Promise<Buffer>) => Promise<void>;
 
 /** A parent that opens the stream as it should and then behaves as it is told. */
-async function hostileParent(ticket: StreamTicket, behave: Behave, opening: "right" | "wrong mac" | "version 9" = "right"): Promise<string> {
+async function hostileParent(
+  ticket: StreamTicket,
+  behave: Behave,
+  opening: "right" | "wrong mac" | "version 9" = "right",
+): Promise<string> {
   const server = createServer((socket) => {
     sockets.add(socket);
     const read = reader(socket);
@@ -98,7 +129,8 @@ async function hostileParent(ticket: StreamTicket, behave: Behave, opening: "rig
 const path = `${models}/m.safetensors`;
 const bytes = writeModel(path, 3 * CHUNK + 100);
 let loaded: LoadedHolding;
-const layout = () => native.digestFile("sha-256", `${honest.store}/holdings/${loaded.id}/layout`, 0n, loaded.scanned.layoutBytes);
+const layout = () =>
+  native.digestFile("sha-256", `${honest.store}/holdings/${loaded.id}/layout`, 0n, loaded.scanned.layoutBytes);
 
 async function layoutBytes(): Promise<Buffer> {
   const { readFileSync } = await import("node:fs");
@@ -141,11 +173,33 @@ async function pullFrom(ticket: StreamTicket, endpoint: string, stallMs = 1500):
 }
 
 const lies: Array<[string, Behave, string, boolean]> = [
-  ["a chunk with wrong bytes", afterLayout(async (socket) => void socket.write(frame(Type.chunk, 0n, randomBytes(CHUNK), randomBytes(32)))), "Corrupt", true],
+  [
+    "a chunk with wrong bytes",
+    afterLayout(async (socket) => void socket.write(frame(Type.chunk, 0n, randomBytes(CHUNK), randomBytes(32)))),
+    "Corrupt",
+    true,
+  ],
   ["a chunk that was not asked for", afterLayout(async (socket) => void socket.write(chunkFrame(2))), "Corrupt", true],
-  ["a chunk of a wrong length", afterLayout(async (socket) => void socket.write(frame(Type.chunk, 0n, bytes.subarray(0, 100)))), "Corrupt", true],
-  ["a length of 4 GiB", afterLayout(async (socket) => void socket.write(frame(Type.chunk, 0n, Buffer.alloc(10), Buffer.alloc(32), 0xffffffff))), "Corrupt", true],
-  ["an unknown frame", afterLayout(async (socket) => void socket.write(frame(77, 0n, Buffer.alloc(0)))), "Corrupt", true],
+  [
+    "a chunk of a wrong length",
+    afterLayout(async (socket) => void socket.write(frame(Type.chunk, 0n, bytes.subarray(0, 100)))),
+    "Corrupt",
+    true,
+  ],
+  [
+    "a length of 4 GiB",
+    afterLayout(
+      async (socket) => void socket.write(frame(Type.chunk, 0n, Buffer.alloc(10), Buffer.alloc(32), 0xffffffff)),
+    ),
+    "Corrupt",
+    true,
+  ],
+  [
+    "an unknown frame",
+    afterLayout(async (socket) => void socket.write(frame(77, 0n, Buffer.alloc(0)))),
+    "Corrupt",
+    true,
+  ],
   ["garbage", afterLayout(async (socket) => void socket.write(randomBytes(4096))), "Corrupt", true],
   [
     "a layout that has another digest",
@@ -161,15 +215,32 @@ const lies: Array<[string, Behave, string, boolean]> = [
     "a layout that is larger than announced",
     async (socket, read) => {
       await read(HEADER_BYTES);
-      socket.write(frame(Type.layout, loaded.scanned.layoutBytes + 1n, randomBytes(Number(loaded.scanned.layoutBytes) + 1)));
+      socket.write(
+        frame(Type.layout, loaded.scanned.layoutBytes + 1n, randomBytes(Number(loaded.scanned.layoutBytes) + 1)),
+      );
     },
     "Corrupt",
     true,
   ],
-  ["a word that it failed", afterLayout(async (socket) => void socket.write(frame(Type.failed, 0n, Buffer.from("Refused\nthe disk is gone")))), "Unavailable", false],
+  [
+    "a word that it failed",
+    afterLayout(async (socket) => void socket.write(frame(Type.failed, 0n, Buffer.from("Refused\nthe disk is gone")))),
+    "Unavailable",
+    false,
+  ],
   ["silence", afterLayout(async () => undefined), "Unavailable", false],
-  ["half a chunk and silence", afterLayout(async (socket) => void socket.write(chunkFrame(0).subarray(0, 1000))), "Unavailable", false],
-  ["half a chunk and a reset", afterLayout(async (socket) => void socket.write(chunkFrame(0).subarray(0, 1000), () => socket.resetAndDestroy())), "Unavailable", false],
+  [
+    "half a chunk and silence",
+    afterLayout(async (socket) => void socket.write(chunkFrame(0).subarray(0, 1000))),
+    "Unavailable",
+    false,
+  ],
+  [
+    "half a chunk and a reset",
+    afterLayout(async (socket) => void socket.write(chunkFrame(0).subarray(0, 1000), () => socket.resetAndDestroy())),
+    "Unavailable",
+    false,
+  ],
   ["a closed stream", afterLayout(async (socket) => void socket.end()), "Unavailable", false],
 ];
 
@@ -263,7 +334,12 @@ const strangers: Array<[string, (socket: Socket) => void]> = [
   ["an empty run", (socket) => void socket.write(frame(Type.get, 0n, Buffer.from([0, 0, 0, 0])))],
   ["a refusal of a chunk beyond the end", (socket) => void socket.write(frame(Type.refused, 10_000n, Buffer.alloc(0)))],
   ["frames of a parent", (socket) => void socket.write(chunkFrame(0))],
-  ["a thousand requests at once", (socket) => { for (let i = 0; i < 1000; i++) socket.write(frame(Type.get, 0n, Buffer.from([4, 0, 0, 0]))); }],
+  [
+    "a thousand requests at once",
+    (socket) => {
+      for (let i = 0; i < 1000; i++) socket.write(frame(Type.get, 0n, Buffer.from([4, 0, 0, 0])));
+    },
+  ],
   ["nothing", () => undefined],
 ];
 
@@ -275,7 +351,10 @@ for (const [name, send] of strangers) {
     const order = await pullOrder(honest, loaded);
     t.same((await victim.order(order)).objectDigest, loaded.objectDigest);
     await victim.order({ kind: "evict", holdingId: order.holdingId, onlyIfFree: false });
-    t.notOk(honest.events.some(({ kind }) => kind === "damage"), "a false refusal damages nothing");
+    t.notOk(
+      honest.events.some(({ kind }) => kind === "damage"),
+      "a false refusal damages nothing",
+    );
   });
 }
 

@@ -57,7 +57,10 @@ t.test("10,000 mutated layouts: cut, grown, spliced", async (t) => {
     const from = pick();
     const cut = Math.floor(next() * from.length);
     const tail = pick();
-    const mutated = next() < 0.3 ? from.subarray(0, cut) : Buffer.concat([from.subarray(0, cut), tail.subarray(Math.floor(next() * tail.length))]);
+    const mutated =
+      next() < 0.3
+        ? from.subarray(0, cut)
+        : Buffer.concat([from.subarray(0, cut), tail.subarray(Math.floor(next() * tail.length))]);
     try {
       native.recodeLayout(mutated);
     } catch (error) {

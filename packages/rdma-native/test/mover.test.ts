@@ -1,10 +1,30 @@
 import { execFileSync } from "node:child_process";
-import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { NativeError, native } from "@weightline/rdma-native";
 import t from "tap";
-import { createTestMover, loadHolding, newId, newTicket, OrderError, pullBody, pullOrder, removeStore, writeModel } from "./native-helpers.ts";
+import {
+  createTestMover,
+  loadHolding,
+  newId,
+  newTicket,
+  OrderError,
+  pullBody,
+  pullOrder,
+  removeStore,
+  writeModel,
+} from "./native-helpers.ts";
 
 const models = mkdtempSync(`${tmpdir()}/weightline-models-`);
 const parent = createTestMover();
@@ -18,7 +38,6 @@ t.teardown(async () => {
 });
 
 const MEBIBYTE = 1 << 20;
-
 
 async function failure(promise: Promise<unknown>): Promise<OrderError> {
   try {
@@ -47,22 +66,46 @@ t.test("load, pull, check, evict: the same bytes, the same object digest", async
   t.ok(readFileSync(segment(child.store, order.holdingId)).equals(bytes));
   t.equal(done.verifiedChunks, BigInt(Math.ceil(bytes.length / 65536)));
   t.equal(done.refusedChunks, 0n);
-  t.throws(() => openSync(segment(child.store, order.holdingId), "r+"), { code: "EPERM" }, "complete files are immutable");
+  t.throws(
+    () => openSync(segment(child.store, order.holdingId), "r+"),
+    { code: "EPERM" },
+    "complete files are immutable",
+  );
 
-  const trusted = await child.order({ kind: "check", holdingId: order.holdingId, trustFlag: true, chunks: [], objectDigest: loaded.objectDigest });
+  const trusted = await child.order({
+    kind: "check",
+    holdingId: order.holdingId,
+    trustFlag: true,
+    chunks: [],
+    objectDigest: loaded.objectDigest,
+  });
   t.equal(trusted.readBytes, 0n, "flagged files are not read again");
   t.same(trusted.objectDigest, loaded.objectDigest);
-  const read = await child.order({ kind: "check", holdingId: order.holdingId, trustFlag: false, chunks: [], objectDigest: loaded.objectDigest });
+  const read = await child.order({
+    kind: "check",
+    holdingId: order.holdingId,
+    trustFlag: false,
+    chunks: [],
+    objectDigest: loaded.objectDigest,
+  });
   t.equal(read.readBytes, BigInt(bytes.length));
   t.same(read.wrongChunks, []);
 
   await sleep(300);
-  t.equal(parent.events.filter(({ kind }) => kind === "served").reduce((sum, event) => sum + (event.sentBytes ?? 0n), 0n), BigInt(bytes.length), "what was sent is reported");
+  t.equal(
+    parent.events.filter(({ kind }) => kind === "served").reduce((sum, event) => sum + (event.sentBytes ?? 0n), 0n),
+    BigInt(bytes.length),
+    "what was sent is reported",
+  );
 
   const evicted = await child.order({ kind: "evict", holdingId: order.holdingId, onlyIfFree: true });
   t.ok((evicted.freedBytes ?? 0n) >= BigInt(bytes.length));
   t.same(readdirSync(`${child.store}/holdings`), []);
-  t.equal((await child.order({ kind: "evict", holdingId: order.holdingId, onlyIfFree: true })).freedBytes, 0n, "every order may be given again");
+  t.equal(
+    (await child.order({ kind: "evict", holdingId: order.holdingId, onlyIfFree: true })).freedBytes,
+    0n,
+    "every order may be given again",
+  );
 });
 
 t.test("a holding that somebody has mapped is not evicted unasked, and waits when asked", async (t) => {
@@ -133,40 +176,48 @@ t.test("resume: only the missing chunks come", async (t) => {
   const { verifiedBytes } = cancelled.report;
   t.ok(verifiedBytes < BigInt(bytes.length), "it was not whole yet");
   const again = await child.order(await pullOrder(parent, loaded, { holdingId: order.holdingId }));
-  t.ok(again.networkBytes < BigInt(bytes.length) - verifiedBytes + BigInt(MEBIBYTE), "what was verified did not come again");
+  t.ok(
+    again.networkBytes < BigInt(bytes.length) - verifiedBytes + BigInt(MEBIBYTE),
+    "what was verified did not come again",
+  );
   t.same(again.objectDigest, loaded.objectDigest);
 });
 
-t.test("a flipped byte at the parent: refused, reported, never written; the parent learns of its damage and is repaired", async (t) => {
-  const path = `${models}/damage.safetensors`;
-  const bytes = writeModel(path, 4 * MEBIBYTE);
-  const loaded = await loadHolding(parent, path);
-  const file = `${parent.store}/holdings/${loaded.id}/files/damage.safetensors`;
-  const clean = await child.order(await pullOrder(parent, loaded));
-  execFileSync("chattr", ["-i", file]);
-  const descriptor = openSync(file, "r+");
-  const at = 3 * 65536 + 5;
-  writeSync(descriptor, Buffer.from([(bytes[at] ?? 0) ^ 1]), 0, 1, at);
-  closeSync(descriptor);
+t.test(
+  "a flipped byte at the parent: refused, reported, never written; the parent learns of its damage and is repaired",
+  async (t) => {
+    const path = `${models}/damage.safetensors`;
+    const bytes = writeModel(path, 4 * MEBIBYTE);
+    const loaded = await loadHolding(parent, path);
+    const file = `${parent.store}/holdings/${loaded.id}/files/damage.safetensors`;
+    const clean = await child.order(await pullOrder(parent, loaded));
+    execFileSync("chattr", ["-i", file]);
+    const descriptor = openSync(file, "r+");
+    const at = 3 * 65536 + 5;
+    writeSync(descriptor, Buffer.from([(bytes[at] ?? 0) ^ 1]), 0, 1, at);
+    closeSync(descriptor);
 
-  const order = await pullOrder(parent, loaded, { streams: 1 });
-  const refused = await failure(child.order(order));
-  t.equal(refused.fault.code, "Corrupt");
-  t.equal(refused.report.distrustPeer, true);
-  t.equal(refused.report.refusedChunks, 1n);
-  await sleep(200);
-  const damage = parent.events.find(({ kind, holdingId }) => kind === "damage" && holdingId === loaded.id);
-  t.same(damage?.wrongChunks, [3n], "the parent digested its own copy and found the chunk");
-  const later = await failure(child.order(await pullOrder(parent, loaded)));
-  t.equal(later.fault.code, "Unavailable", "a damaged holding is served no more");
+    const order = await pullOrder(parent, loaded, { streams: 1 });
+    const refused = await failure(child.order(order));
+    t.equal(refused.fault.code, "Corrupt");
+    t.equal(refused.report.distrustPeer, true);
+    t.equal(refused.report.refusedChunks, 1n);
+    await sleep(200);
+    const damage = parent.events.find(({ kind, holdingId }) => kind === "damage" && holdingId === loaded.id);
+    t.same(damage?.wrongChunks, [3n], "the parent digested its own copy and found the chunk");
+    const later = await failure(child.order(await pullOrder(parent, loaded)));
+    t.equal(later.fault.code, "Unavailable", "a damaged holding is served no more");
 
-  const repair = await parent.order({ kind: "repair", holdingId: loaded.id });
-  t.same(repair.wrongChunks, [3n]);
-  const back = await parent.order(await pullOrder(child, { ...loaded, id: clean.holdingId }, { holdingId: loaded.id }));
-  t.equal(back.verifiedChunks, 1n, "only the wrong chunk came");
-  t.same(back.objectDigest, loaded.objectDigest);
-  t.ok(readFileSync(file).equals(bytes));
-});
+    const repair = await parent.order({ kind: "repair", holdingId: loaded.id });
+    t.same(repair.wrongChunks, [3n]);
+    const back = await parent.order(
+      await pullOrder(child, { ...loaded, id: clean.holdingId }, { holdingId: loaded.id }),
+    );
+    t.equal(back.verifiedChunks, 1n, "only the wrong chunk came");
+    t.same(back.objectDigest, loaded.objectDigest);
+    t.ok(readFileSync(file).equals(bytes));
+  },
+);
 
 t.test("tickets: used once, within their time, with the right secret, for one holding", async (t) => {
   const path = `${models}/ticket.safetensors`;
@@ -174,15 +225,32 @@ t.test("tickets: used once, within their time, with the right secret, for one ho
   const loaded = await loadHolding(parent, path);
   const order = await pullOrder(parent, loaded, { streams: 1 });
   await child.order(order);
-  t.equal((await failure(child.order({ ...order, holdingId: newId() }))).fault.code, "PermissionDenied", "a used ticket");
-  t.equal((await failure(child.order(pullBody(parent.address, loaded, [newTicket()])))).fault.code, "PermissionDenied", "an unknown ticket");
+  t.equal(
+    (await failure(child.order({ ...order, holdingId: newId() }))).fault.code,
+    "PermissionDenied",
+    "a used ticket",
+  );
+  t.equal(
+    (await failure(child.order(pullBody(parent.address, loaded, [newTicket()])))).fault.code,
+    "PermissionDenied",
+    "an unknown ticket",
+  );
   const ticket = newTicket();
   await parent.order({ kind: "grant", holdingId: loaded.id, ticket, ttlMs: 50, child: "c" });
   await sleep(120);
-  t.equal((await failure(child.order(pullBody(parent.address, loaded, [ticket])))).fault.code, "PermissionDenied", "an expired ticket");
+  t.equal(
+    (await failure(child.order(pullBody(parent.address, loaded, [ticket])))).fault.code,
+    "PermissionDenied",
+    "an expired ticket",
+  );
   const other = newTicket();
   await parent.order({ kind: "grant", holdingId: loaded.id, ticket: other, ttlMs: 5000, child: "c" });
-  t.equal((await failure(child.order(pullBody(parent.address, loaded, [{ ...other, secret: newTicket().secret }])))).fault.code, "PermissionDenied", "a wrong secret");
+  t.equal(
+    (await failure(child.order(pullBody(parent.address, loaded, [{ ...other, secret: newTicket().secret }])))).fault
+      .code,
+    "PermissionDenied",
+    "a wrong secret",
+  );
   await child.order(pullBody(parent.address, loaded, [other]));
   await parent.order({ kind: "grant", holdingId: loaded.id, ticket: newTicket(), ttlMs: 5000, child: "c" });
   await parent.order({ kind: "revoke", holdingId: loaded.id });
@@ -195,7 +263,9 @@ t.test("a file that shrinks, is written to or is replaced between scan and load 
     const id = newId();
     const { scanned } = await parent.order({ kind: "scan", holdingId: id, path, loadRoot: "/", algorithm: "xxh3-128" });
     change();
-    const failed = await failure(parent.order({ kind: "load", holdingId: id, files: scanned?.files ?? [], threads: 1 }));
+    const failed = await failure(
+      parent.order({ kind: "load", holdingId: id, files: scanned?.files ?? [], threads: 1 }),
+    );
     await parent.order({ kind: "evict", holdingId: id, onlyIfFree: false });
     return failed.fault;
   };
@@ -233,15 +303,45 @@ t.test("two objects are never mixed in one holding", async (t) => {
 });
 
 t.test("orders with nonsense fail with the field named, and nothing else is disturbed", async (t) => {
-  t.equal((await failure(parent.order({ kind: "check", holdingId: newId(), trustFlag: true, chunks: [], objectDigest: new Uint8Array() }))).fault.code, "NotFound");
+  t.equal(
+    (
+      await failure(
+        parent.order({
+          kind: "check",
+          holdingId: newId(),
+          trustFlag: true,
+          chunks: [],
+          objectDigest: new Uint8Array(),
+        }),
+      )
+    ).fault.code,
+    "NotFound",
+  );
   for (const holdingId of ["", "../../etc", "Z".repeat(32), "a".repeat(31)]) {
-    t.equal((await failure(parent.order({ kind: "repair", holdingId }))).fault.code, "InvalidArgument", JSON.stringify(holdingId));
+    t.equal(
+      (await failure(parent.order({ kind: "repair", holdingId }))).fault.code,
+      "InvalidArgument",
+      JSON.stringify(holdingId),
+    );
   }
-  t.throws(() => native.moverOrder(parent.handle, { kind: "fly", id: 1, holdingId: newId() } as never), { code: "InvalidArgument", field: "kind" });
-  t.throws(() => native.moverOrder(parent.handle, { kind: "check", id: 2 } as never), { code: "InvalidArgument", field: "holdingId" });
+  t.throws(() => native.moverOrder(parent.handle, { kind: "fly", id: 1, holdingId: newId() } as never), {
+    code: "InvalidArgument",
+    field: "kind",
+  });
+  t.throws(() => native.moverOrder(parent.handle, { kind: "check", id: 2 } as never), {
+    code: "InvalidArgument",
+    field: "holdingId",
+  });
   const fifo = `${models}/pipe.safetensors`;
   execFileSync("mkfifo", [fifo]);
-  t.match((await failure(parent.order({ kind: "scan", holdingId: newId(), path: fifo, loadRoot: "/", algorithm: "xxh3-128" }))).fault.message, /FIFO/);
+  t.match(
+    (
+      await failure(
+        parent.order({ kind: "scan", holdingId: newId(), path: fifo, loadRoot: "/", algorithm: "xxh3-128" }),
+      )
+    ).fault.message,
+    /FIFO/,
+  );
 });
 
 t.test("a port that is taken is named with its flag", async (t) => {

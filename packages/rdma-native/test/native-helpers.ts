@@ -1,6 +1,14 @@
 import { randomBytes } from "node:crypto";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { type MoverHandle, type MoverOrder, type MoverReport, type NativeFault, native, type ScanResult, type StreamTicket } from "@weightline/rdma-native";
+import {
+  type MoverHandle,
+  type MoverOrder,
+  type MoverReport,
+  type NativeFault,
+  native,
+  type ScanResult,
+  type StreamTicket,
+} from "@weightline/rdma-native";
 
 /** An order that failed. */
 export class OrderError extends Error {
@@ -31,7 +39,14 @@ export interface TestMover {
 export function createTestMover(port = 0): TestMover {
   const store = mkdtempSync("/dev/shm/weightline-native-");
   mkdirSync(`${store}/holdings`);
-  const waiting = new Map<number, { resolve(report: MoverReport): void; reject(error: Error): void; onProgress?: (report: MoverReport, id: number) => void }>();
+  const waiting = new Map<
+    number,
+    {
+      resolve(report: MoverReport): void;
+      reject(error: Error): void;
+      onProgress?: (report: MoverReport, id: number) => void;
+    }
+  >();
   const events: MoverReport[] = [];
   const handle = native.createMover({ store, bind: ["127.0.0.1"], port }, (report) => {
     const entry = waiting.get(report.id);
@@ -96,7 +111,9 @@ export function newTicket(): StreamTicket {
 /** Writes a safetensors file of one U8 tensor and gives its bytes. */
 export function writeModel(path: string, bytes: number, fill?: Buffer): Buffer {
   const data = fill ?? randomBytes(bytes);
-  const header = Buffer.from(JSON.stringify({ w: { dtype: "U8", shape: [data.length], data_offsets: [0, data.length] } }));
+  const header = Buffer.from(
+    JSON.stringify({ w: { dtype: "U8", shape: [data.length], data_offsets: [0, data.length] } }),
+  );
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(header.length));
   const whole = Buffer.concat([length, header, data]);
@@ -122,7 +139,11 @@ export async function loadHolding(mover: TestMover, path: string): Promise<Loade
 }
 
 /** A pull of `loaded` from `parent`, with tickets granted there. */
-export async function pullOrder(parent: TestMover, loaded: LoadedHolding, options: { holdingId?: string; streams?: number; stallMs?: number } = {}) {
+export async function pullOrder(
+  parent: TestMover,
+  loaded: LoadedHolding,
+  options: { holdingId?: string; streams?: number; stallMs?: number } = {},
+) {
   const tickets = Array.from({ length: options.streams ?? 2 }, newTicket);
   for (const ticket of tickets) {
     await parent.order({ kind: "grant", holdingId: loaded.id, ticket, ttlMs: 10_000, child: "child" });
@@ -131,7 +152,12 @@ export async function pullOrder(parent: TestMover, loaded: LoadedHolding, option
 }
 
 /** A pull from any endpoint. */
-export function pullBody(endpoint: string, loaded: LoadedHolding, tickets: StreamTicket[], options: { holdingId?: string; stallMs?: number } = {}) {
+export function pullBody(
+  endpoint: string,
+  loaded: LoadedHolding,
+  tickets: StreamTicket[],
+  options: { holdingId?: string; stallMs?: number } = {},
+) {
   const { scanned } = loaded;
   return {
     kind: "pull" as const,

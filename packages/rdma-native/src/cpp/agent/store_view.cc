@@ -59,6 +59,7 @@ StoreView::StoreView(const std::string& store, const std::string& readOnlyMount)
 
 Descriptor StoreView::open(const std::string& holdingId, const std::string& path) const {
   if (!validHoldingId(holdingId)) throw Fault(Code::kInvalidArgument, "\"" + holdingId + "\" is no holding id").field("holdingId").value(holdingId);
+  if (!safeRelativePath(path)) throw Fault(Code::kInvalidArgument, "\"" + path + "\" leaves the holding's folder").field("path").value(path);
   Descriptor file = files::openBelow(root_.get(), "holdings/" + holdingId + "/" + path, O_RDONLY | O_NONBLOCK);
   struct stat status {};
   if (::fstat(file.get(), &status) != 0 || !S_ISREG(status.st_mode)) throw Fault(Code::kCorrupt, path + " of holding " + holdingId + " is not a regular file").field(path);

@@ -44,6 +44,9 @@ const SOCKET_REASONS: Readonly<Record<string, string>> = {
   EACCES: "this user may not open it",
 };
 
+/** What Node and Connect say of a connection that ended too early. */
+const LOST_CONNECTION = /socket hang up|ECONNRESET|aborted|missing EndStreamResponse|premature/i;
+
 /** What a call to the local agent failed with; a missing agent is named with its socket. */
 export function localError(settings: Settings, error: unknown): WeightlineError {
   const known = fromRpcError(error);
@@ -58,7 +61,14 @@ export function localError(settings: Settings, error: unknown): WeightlineError 
       });
     }
   }
-  return known;
+  return LOST_CONNECTION.test(known.message)
+    ? new WeightlineError("Unavailable", `the agent at ${settings.socket} went away in the middle of the call`, {
+        field: "--socket",
+        value: settings.socket,
+        wayOut: "give the command again when it is back; what was begun goes on by itself",
+        cause: error,
+      })
+    : known;
 }
 
 /** The local agent. */

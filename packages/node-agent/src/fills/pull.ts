@@ -237,7 +237,7 @@ export function createPuller(options: PullerOptions): Puller {
       return false;
     }
     log.warn({ node: candidate.node, error: known.message }, "left this peer");
-    options.onFallback(known.code === "Unavailable" ? "unavailable" : "refused");
+    options.onFallback(known.code.replace(/(?!^)[A-Z]/g, "_$&").toLowerCase());
     return true;
   };
 

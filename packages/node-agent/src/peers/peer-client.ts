@@ -34,7 +34,7 @@ export interface PeerClient {
 }
 
 const FIND_TIMEOUT_MS = 2000;
-const OPEN_TIMEOUT_MS = 5000;
+const OPEN_TIMEOUT_MS = 3000;
 /** Channels that are kept; a fleet's agent talks to few at a time. */
 const CHANNELS_MAX = 64;
 const TICKET_ID_BYTES = 16;

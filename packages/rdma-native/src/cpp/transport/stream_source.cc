@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <memory>
+#include <mutex>
 
 #include "layout/layout.h"
 
@@ -42,11 +44,13 @@ class StreamSource::Stream {
 
   // Tells the parent that a chunk is wrong, and waits until it has heard it: closing a socket with unread bytes would reset
   // the connection and take the word away.
-  void refuse(uint64_t chunk, const DigestValue& digest, const Cancel& cancel) {
-    sendControl(FrameType::kRefused, chunk, {}, cancel, digest);
+  void refuse(uint64_t chunk, const DigestValue& digest) {
+    // The fill's own wish to stop must not keep the word from being said.
+    const Cancel never;
     std::vector<uint8_t> rest(kMaxDataPayloadBytes);
     const auto deadline = Clock::now() + kRefusalTime;
     try {
+      connection_.sendFrame({FrameType::kRefused, 0, chunk, digest}, {}, static_cast<int>(kRefusalTime.count()), never);
       while (Clock::now() < deadline) {
         iovec piece{rest.data(), rest.size()};
         connection_.receiveSome(std::span(&piece, 1), kPollMs);
@@ -207,7 +211,9 @@ void StreamSource::fill(FillContext& context) {
   firstStream(context.cancel);
   const Geometry& geometry = context.holding.geometry();
   const auto perRequest = static_cast<uint32_t>(std::clamp<uint64_t>(kRequestBytes / geometry.chunkBytes(), 1, kMaxChunksPerGet));
-  runThreads(static_cast<unsigned>(peer_.tickets.size()), context.cancel, [&](unsigned index) {
+  std::mutex mutex;
+  std::function<void()> sayRefused;
+  const auto work = [&](unsigned index) {
     const auto stream = index == 0 ? first_ : std::make_shared<Stream>(peer_, peer_.tickets[index], context.cancel);
     std::vector<uint8_t> buffer(geometry.chunkBytes());
     Expected expected;
@@ -237,7 +243,8 @@ void StreamSource::fill(FillContext& context) {
       context.counters.verifyNs += nanoseconds(Clock::now() - start);
       if (digest != header.digest) {
         context.counters.refusedChunks++;
-        stream->refuse(chunk, digest, context.cancel);
+        std::lock_guard lock(mutex);
+        sayRefused = [stream, chunk, digest] { stream->refuse(chunk, digest); };
         throw lied(peer_, "chunk " + std::to_string(chunk) + " with bytes that do not have its digest", toHex(digest), toHex(header.digest));
       }
       start = Clock::now();
@@ -246,7 +253,14 @@ void StreamSource::fill(FillContext& context) {
       context.counters.verifiedChunks++;
       expected.pop();
     }
-  });
+  };
+  try {
+    runThreads(static_cast<unsigned>(peer_.tickets.size()), context.cancel, work);
+  } catch (...) {
+    // Only now: the parent ends all its streams when it finds its damage, and their end must not hide the reason.
+    if (sayRefused) sayRefused();
+    throw;
+  }
 }
 
 DigestValue StreamSource::fetchObjectDigest(FillCounters& counters, const Cancel& cancel) {

@@ -15,7 +15,10 @@ const c = await cluster.startAgent("c", ["--stall-timeout", "1s"]);
 const path = `${cluster.folder}/m.safetensors`;
 writeTensors(path, { w: { dtype: "U8", shape: [30_000_000] } });
 await cluster.mxctl(["load", path, "--model-name", "m"], a);
-const acquire = (agent: Agent, more = "") => agent.python(`with agent.acquire(model_name="m", timeout=60) as held:\n    print(held.object_digest, flush=True)\n    ${more || "pass"}`);
+const acquire = (agent: Agent, more = "") =>
+  agent.python(
+    `with agent.acquire(model_name="m", timeout=60) as held:\n    print(held.object_digest, flush=True)\n    ${more || "pass"}`,
+  );
 const digest = await acquire(b);
 
 async function flip(agent: Agent, offset: number): Promise<void> {
@@ -29,24 +32,44 @@ async function flip(agent: Agent, offset: number): Promise<void> {
   closeSync(descriptor);
 }
 
-t.test("a flipped byte at one holder: refused, left, finished from the other; the damaged copy is mended", async (t) => {
-  await flip(a, 20_000_000);
-  t.equal(await acquire(c), digest);
-  t.equal(await c.metric("weightline_chunks_total", 'result="refused"'), 1);
-  t.equal(await c.metric("weightline_fallbacks_total", 'reason="distrusted"'), 1);
-  const transfers = JSON.parse((await cluster.mxctl(["transfers", "--output", "json"])).stdout) as Array<{ node: string; parent: string; state: string }>;
-  t.same(transfers.filter(({ node }) => node === "c").map(({ parent, state }) => [parent, state]), [["a", "failed"], ["b", "done"]]);
-  for (let i = 0; i < 100 && (await a.metric("weightline_chunks_total", 'result="verified"')) === 0; i++) {
-    await sleep(100);
-  }
-  t.equal(await acquire(a), digest, "a is whole again");
-  t.equal(await a.metric("weightline_chunks_total", 'result="verified"'), 1, "one chunk came");
-});
+t.test(
+  "a flipped byte at one holder: refused, left, finished from the other; the damaged copy is mended",
+  async (t) => {
+    await flip(a, 20_000_000);
+    t.equal(await acquire(c), digest);
+    t.equal(await c.metric("weightline_chunks_total", 'result="refused"'), 1);
+    t.equal(await c.metric("weightline_fallbacks_total", 'reason="distrusted"'), 1);
+    const transfers = JSON.parse((await cluster.mxctl(["transfers", "--output", "json"])).stdout) as Array<{
+      node: string;
+      parent: string;
+      state: string;
+    }>;
+    t.same(
+      transfers.filter(({ node }) => node === "c").map(({ parent, state }) => [parent, state]),
+      [
+        ["a", "failed"],
+        ["b", "done"],
+      ],
+    );
+    for (let i = 0; i < 100 && (await a.metric("weightline_chunks_total", 'result="verified"')) === 0; i++) {
+      await sleep(100);
+    }
+    t.equal(await acquire(a), digest, "a is whole again");
+    t.equal(await a.metric("weightline_chunks_total", 'result="verified"'), 1, "one chunk came");
+  },
+);
 
 t.test("a holder that lied is not asked again for that object", async (t) => {
   t.equal((await cluster.mxctl(["evict", "--model-name", "m"], c)).code, 0);
   t.equal(await acquire(c), digest);
-  const last = (JSON.parse((await cluster.mxctl(["transfers", "--output", "json"])).stdout) as Array<{ node: string; parent: string }>).filter(({ node }) => node === "c").at(-1);
+  const last = (
+    JSON.parse((await cluster.mxctl(["transfers", "--output", "json"])).stdout) as Array<{
+      node: string;
+      parent: string;
+    }>
+  )
+    .filter(({ node }) => node === "c")
+    .at(-1);
   t.equal(last?.parent, "b");
 });
 
@@ -82,5 +105,8 @@ t.test("a peer that dies in the middle: the rest comes from another", async (t) 
   const done = await pulling;
   t.equal(done.code, 0, done.stderr);
   t.ok(verified < 250_000_000n, `killed at ${verified}`);
-  t.same((await f.client.status({})).holdings.map(({ state }) => state), [HoldingState.COMPLETE]);
+  t.same(
+    (await f.client.status({})).holdings.map(({ state }) => state),
+    [HoldingState.COMPLETE],
+  );
 });

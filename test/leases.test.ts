@@ -27,11 +27,19 @@ async function until(what: () => Promise<boolean>): Promise<boolean> {
 
 /** A Python process that holds a lease until it is told to end. */
 function holder(code: string) {
-  return startCommand(["python3", "-u", "-c", `import os, sys, time, weightline\nagent = weightline.connect()\n${code}`], { env: pythonEnvironment({ MX_AGENT_SOCKET: agent.socket }) });
+  return startCommand(
+    ["python3", "-u", "-c", `import os, sys, time, weightline\nagent = weightline.connect()\n${code}`],
+    { env: pythonEnvironment({ MX_AGENT_SOCKET: agent.socket }) },
+  );
 }
 
 t.test("a lease ends with its block, with release, with its process", async (t) => {
-  t.equal(await agent.python('held = agent.acquire(model_name="m")\nn = agent.status()["leases"]\nheld.release()\nheld.release()\nprint(n, agent.status().get("leases", 0))'), "1 0");
+  t.equal(
+    await agent.python(
+      'held = agent.acquire(model_name="m")\nn = agent.status()["leases"]\nheld.release()\nheld.release()\nprint(n, agent.status().get("leases", 0))',
+    ),
+    "1 0",
+  );
   const process = holder('held = agent.acquire(model_name="m")\nprint("held")\ntime.sleep(60)');
   await process.waitFor(/held/);
   t.equal(await leases(), 1);
@@ -40,7 +48,9 @@ t.test("a lease ends with its block, with release, with its process", async (t) 
 });
 
 t.test("what is leased is not evicted: exit 6; with --force the memory returns when the user leaves", async (t) => {
-  const process = holder('held = agent.acquire(model_name="m")\nt = held["w"].data\nprint("held")\ntime.sleep(3)\nprint("sum", t[0] + t[-1])');
+  const process = holder(
+    'held = agent.acquire(model_name="m")\nt = held["w"].data\nprint("held")\ntime.sleep(3)\nprint("sum", t[0] + t[-1])',
+  );
   await process.waitFor(/held/);
   const refused = await cluster.mxctl(["evict", "--model-name", "m"], agent);
   t.equal(refused.code, 6);
@@ -73,7 +83,9 @@ print(agent.status().get("leases"), t[0], t[4_999_999], held["w"].shape)
 t.test("a view after release and eviction shows the old bytes or raises; never others", async (t) => {
   const other = `${cluster.folder}/other.safetensors`;
   writeTensors(other, { w: { dtype: "U8", shape: [5_000_000], data: Buffer.alloc(5_000_000, 9) } });
-  const process = holder('held = agent.acquire(model_name="m")\nt = held["w"].data\nheld.release()\ntry:\n    held["w"]\nexcept weightline.Refused as e:\n    print("raises", e.code)\nprint("released")\ntime.sleep(4)\nprint("bytes", t[0], t[2_500_000], t[4_999_999])');
+  const process = holder(
+    'held = agent.acquire(model_name="m")\nt = held["w"].data\nheld.release()\ntry:\n    held["w"]\nexcept weightline.Refused as e:\n    print("raises", e.code)\nprint("released")\ntime.sleep(4)\nprint("bytes", t[0], t[2_500_000], t[4_999_999])',
+  );
   await process.waitFor(/raises Refused\nreleased/);
   const evicted = await cluster.mxctl(["evict", "--model-name", "m", "--output", "json", "--timeout", "2"], agent);
   t.ok([0, 1].includes(evicted.code ?? -1));
@@ -104,7 +116,8 @@ del held
 print(before == count(), count())
 `);
   t.match(output, /^True/);
-  const descriptors = async () => Number((await runCommand(["sh", "-c", `ls /proc/${agent.program.pid}/fd | wc -l`])).stdout);
+  const descriptors = async () =>
+    Number((await runCommand(["sh", "-c", `ls /proc/${agent.program.pid}/fd | wc -l`])).stdout);
   const before = await descriptors();
   await agent.python('for i in range(300):\n    agent.acquire(model_name="m").release()');
   t.ok(await until(async () => (await descriptors()) <= before + 2), "nor in the agent");
@@ -113,10 +126,19 @@ print(before == count(), count())
 
 t.test("numpy and torch: BF16 by ml_dtypes, else an error that names the ways out", async (t) => {
   const mixed = `${cluster.folder}/mixed.safetensors`;
-  writeTensors(mixed, { bf: { dtype: "BF16", shape: [2], data: Buffer.from([0x80, 0x3f, 0x00, 0x40]) }, f: { dtype: "F32", shape: [], data: Buffer.from(new Float32Array([1.5]).buffer) }, new: { dtype: "F5_NEW", shape: [4], data: Buffer.from([1, 2, 3]) } });
+  writeTensors(mixed, {
+    bf: { dtype: "BF16", shape: [2], data: Buffer.from([0x80, 0x3f, 0x00, 0x40]) },
+    f: { dtype: "F32", shape: [], data: Buffer.from(new Float32Array([1.5]).buffer) },
+    new: { dtype: "F5_NEW", shape: [4], data: Buffer.from([1, 2, 3]) },
+  });
   const loaded = await cluster.mxctl(["load", mixed, "--model-name", "mixed", "--output", "json"], agent);
   t.match(JSON.parse(loaded.stdout).warnings, [/F5_NEW is not known/], "an unknown dtype is carried, warned once");
-  t.equal(await agent.python('with agent.acquire(model_name="mixed") as held: print(held["bf"].numpy().astype("float32").tolist(), held["f"].numpy().tolist(), held["f"].shape, bytes(held["new"].data))'), "[1.0, 2.0] 1.5 () b'\\x01\\x02\\x03'");
+  t.equal(
+    await agent.python(
+      'with agent.acquire(model_name="mixed") as held: print(held["bf"].numpy().astype("float32").tolist(), held["f"].numpy().tolist(), held["f"].shape, bytes(held["new"].data))',
+    ),
+    "[1.0, 2.0] 1.5 () b'\\x01\\x02\\x03'",
+  );
   const without = await agent.python(`
 sys.modules["ml_dtypes"] = None
 with agent.acquire(model_name="mixed") as held:
@@ -124,5 +146,8 @@ with agent.acquire(model_name="mixed") as held:
         try: held[name].numpy()
         except weightline.Refused as e: print(e.field, e.value, e.way_out)
 `);
-  t.equal(without, "bf BF16 install ml_dtypes, or use .torch(), or .data, the raw bytes\nnew F5_NEW use .data, the raw bytes, or .torch()");
+  t.equal(
+    without,
+    "bf BF16 install ml_dtypes, or use .torch(), or .data, the raw bytes\nnew F5_NEW use .data, the raw bytes, or .torch()",
+  );
 });

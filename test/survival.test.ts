@@ -27,7 +27,8 @@ async function moverPid(agent: Agent): Promise<number> {
   return Number(stdout.trim());
 }
 
-const digestOf = (agent: Agent) => agent.python('with agent.acquire(model_name="m", timeout=60) as held: print(held.object_digest, held.outcome)');
+const digestOf = (agent: Agent) =>
+  agent.python('with agent.acquire(model_name="m", timeout=60) as held: print(held.object_digest, held.outcome)');
 const received = (agent: Agent) => agent.metric("weightline_transfer_bytes_total", 'direction="in"');
 const [digest] = (await digestOf(origin)).split(" ");
 
@@ -44,39 +45,45 @@ t.test("kill -9 of the agent: found again by its files, no byte moved or read", 
   await again.program.stop();
 });
 
-t.test("kill -9 of agent and mover in the middle of a transfer: the rest comes, nothing twice, nothing leaks", async (t) => {
-  for (const victim of ["agent", "mover", "both"] as const) {
-    const agent = await cluster.startAgent(`middle-${victim}`);
-    const waiting = agent.python('agent.acquire(model_name="m", timeout=60)').catch(() => "ended with its agent");
-    let verified = 0n;
-    for (let i = 0; i < 2000 && verified < 10n * BigInt(MEBIBYTE); i++) {
-      await sleep(2);
-      verified = (await agent.client.status({})).holdings[0]?.verifiedBytes ?? 0n;
+t.test(
+  "kill -9 of agent and mover in the middle of a transfer: the rest comes, nothing twice, nothing leaks",
+  async (t) => {
+    for (const victim of ["agent", "mover", "both"] as const) {
+      const agent = await cluster.startAgent(`middle-${victim}`);
+      const waiting = agent.python('agent.acquire(model_name="m", timeout=60)').catch(() => "ended with its agent");
+      let verified = 0n;
+      for (let i = 0; i < 2000 && verified < 10n * BigInt(MEBIBYTE); i++) {
+        await sleep(2);
+        verified = (await agent.client.status({})).holdings[0]?.verifiedBytes ?? 0n;
+      }
+      const mover = await moverPid(agent);
+      t.ok(verified > 0n && verified < BigInt(SIZE), `${victim}: killed at ${verified} of ${SIZE} bytes`);
+      if (victim !== "agent") {
+        process.kill(mover, "SIGKILL");
+      }
+      let after = agent;
+      if (victim !== "mover") {
+        agent.program.kill("SIGKILL");
+        await agent.program.exited;
+        after = await restart(agent);
+      }
+      t.match(await digestOf(after), new RegExp(`^${digest} `));
+      await waiting;
+      if (victim !== "mover") {
+        t.ok((await received(after)) < SIZE - Number(verified) + 16 * MEBIBYTE, "what was verified did not come again");
+      } else {
+        t.equal(await after.metric("weightline_mover_restarts_total"), 1);
+      }
+      const { holdings } = await after.client.status({});
+      t.same(
+        holdings.map(({ state }) => state),
+        [HoldingState.COMPLETE],
+      );
+      t.equal(readdirSync(`${after.store}/holdings`).length, 1, "one folder, no leftover");
+      await after.program.stop();
     }
-    const mover = await moverPid(agent);
-    t.ok(verified > 0n && verified < BigInt(SIZE), `${victim}: killed at ${verified} of ${SIZE} bytes`);
-    if (victim !== "agent") {
-      process.kill(mover, "SIGKILL");
-    }
-    let after = agent;
-    if (victim !== "mover") {
-      agent.program.kill("SIGKILL");
-      await agent.program.exited;
-      after = await restart(agent);
-    }
-    t.match(await digestOf(after), new RegExp(`^${digest} `));
-    await waiting;
-    if (victim !== "mover") {
-      t.ok((await received(after)) < SIZE - Number(verified) + 16 * MEBIBYTE, "what was verified did not come again");
-    } else {
-      t.equal(await after.metric("weightline_mover_restarts_total"), 1);
-    }
-    const { holdings } = await after.client.status({});
-    t.same(holdings.map(({ state }) => state), [HoldingState.COMPLETE]);
-    t.equal(readdirSync(`${after.store}/holdings`).length, 1, "one folder, no leftover");
-    await after.program.stop();
-  }
-});
+  },
+);
 
 t.test("kill -9 in the middle of a load: it goes on by itself", async (t) => {
   const agent = await cluster.startAgent("loading", ["--load-threads", "1"]);
@@ -102,12 +109,24 @@ t.test("files without the flag are digested before they are served; a flipped bi
   await agent.program.stop();
   await runCommand(["chattr", "-R", "-i", agent.store]);
   const again = await restart(agent);
-  t.match(again.program.output(), new RegExp(`"complete":1,.*"checkedBytes":${SIZE + 80}`.replace(`${SIZE + 80}`, "\\d{9}")), "read once");
+  t.match(
+    again.program.output(),
+    new RegExp(`"complete":1,.*"checkedBytes":${SIZE + 80}`.replace(`${SIZE + 80}`, "\\d{9}")),
+    "read once",
+  );
   t.equal(await digestOf(again), `${digest} held`);
   await again.program.stop();
   await runCommand(["chattr", "-R", "-i", agent.store]);
   const [id] = readdirSync(`${agent.store}/holdings`);
-  await runCommand(["dd", "if=/dev/urandom", `of=${agent.store}/holdings/${id}/files/m.safetensors`, "bs=1", "count=8", "seek=100000000", "conv=notrunc"]);
+  await runCommand([
+    "dd",
+    "if=/dev/urandom",
+    `of=${agent.store}/holdings/${id}/files/m.safetensors`,
+    "bs=1",
+    "count=8",
+    "seek=100000000",
+    "conv=notrunc",
+  ]);
   const third = await restart(agent);
   await third.program.waitFor(/damaged: chunks do not have their digest/);
   t.match(await digestOf(third), new RegExp(`^${digest} `), "filled again from the origin, right bytes");
@@ -141,26 +160,40 @@ t.test("damaged files of every kind in the store: nothing wrong is attached, the
   }
 });
 
-t.test("the control plane is optional: attaches and running transfers go on without it, and it learns everything again", async (t) => {
-  const agent = await cluster.startAgent("alone");
-  await digestOf(agent);
-  await controlPlane.stop();
-  t.equal(await digestOf(agent), `${digest} held`);
-  t.equal((await cluster.mxctl(["evict", "--model-name", "m"], agent)).code, 0);
-  t.equal(await digestOf(agent), `${digest} received`, "the holder that it was told of is remembered");
-  const missing = await cluster.mxctl(["pull", "--model-name", "never-seen"], agent);
-  t.equal(missing.code, 4);
-  t.match(missing.stderr, /control plane does not answer/);
-  const [, port] = cluster.controlPlane().split(":");
-  await cluster.startControlPlane(["--port", String(port)]);
-  let nodes: Array<{ name: string; holdings: unknown[] }> = [];
-  for (let i = 0; i < 100 && !(nodes.some(({ name, holdings }) => name === "alone" && holdings.length === 1) && nodes.some(({ name }) => name === "origin")); i++) {
-    await sleep(100);
-    nodes = JSON.parse((await cluster.mxctl(["nodes", "--output", "json"])).stdout || "[]");
-  }
-  t.ok(nodes.some(({ name }) => name === "origin"), "both announced themselves again");
-  await agent.program.stop();
-});
+t.test(
+  "the control plane is optional: attaches and running transfers go on without it, and it learns everything again",
+  async (t) => {
+    const agent = await cluster.startAgent("alone");
+    await digestOf(agent);
+    await controlPlane.stop();
+    t.equal(await digestOf(agent), `${digest} held`);
+    t.equal((await cluster.mxctl(["evict", "--model-name", "m"], agent)).code, 0);
+    t.equal(await digestOf(agent), `${digest} received`, "the holder that it was told of is remembered");
+    const missing = await cluster.mxctl(["pull", "--model-name", "never-seen"], agent);
+    t.equal(missing.code, 4);
+    t.match(missing.stderr, /control plane does not answer/);
+    const [, port] = cluster.controlPlane().split(":");
+    await cluster.startControlPlane(["--port", String(port)]);
+    let nodes: Array<{ name: string; holdings: unknown[] }> = [];
+    for (
+      let i = 0;
+      i < 100 &&
+      !(
+        nodes.some(({ name, holdings }) => name === "alone" && holdings.length === 1) &&
+        nodes.some(({ name }) => name === "origin")
+      );
+      i++
+    ) {
+      await sleep(100);
+      nodes = JSON.parse((await cluster.mxctl(["nodes", "--output", "json"])).stdout || "[]");
+    }
+    t.ok(
+      nodes.some(({ name }) => name === "origin"),
+      "both announced themselves again",
+    );
+    await agent.program.stop();
+  },
+);
 
 t.test("no control plane at the start: the agent serves what it holds and keeps trying", async (t) => {
   const agent = await cluster.startAgent("early");

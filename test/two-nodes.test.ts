@@ -12,7 +12,10 @@ const a = await cluster.startAgent("a");
 const b = await cluster.startAgent("b");
 const model = `${cluster.folder}/model`;
 mkdirSync(model);
-const bytes = writeTensors(`${model}/model.safetensors`, { w: { dtype: "F32", shape: [1000, 500] }, b: { dtype: "BF16", shape: [33] } });
+const bytes = writeTensors(`${model}/model.safetensors`, {
+  w: { dtype: "F32", shape: [1000, 500] },
+  b: { dtype: "BF16", shape: [33] },
+});
 
 t.test("load on one node, acquire on the other: the same tensors, one object", async (t) => {
   const loaded = await cluster.mxctl(["load", model, "--model-name", "m", "--output", "json"], a);
@@ -27,30 +30,85 @@ with agent.acquire(model_name="m", progress=progress.append) as held:
     print(json.dumps({"names": list(held.names), "outcome": held.outcome, "digest": held.object_digest, "w": [t.dtype, t.shape, t.nbytes], "sum": sum(bytes(t.data)) , "readonly": t.data.readonly}))
 `);
   const held = JSON.parse(seen);
-  t.match(held, { names: ["b", "w"], outcome: "received", digest: facts.object_digest, w: ["F32", [1000, 500], 2_000_000], readonly: true });
+  t.match(held, {
+    names: ["b", "w"],
+    outcome: "received",
+    digest: facts.object_digest,
+    w: ["F32", [1000, 500], 2_000_000],
+    readonly: true,
+  });
   const start = bytes.length - 2_000_000 - 66;
   const own = [...bytes.subarray(start)].reduce((sum, byte) => sum + byte, 0);
-  const other = JSON.parse(await b.python('import json\nwith agent.acquire(model_name="m") as held: print(json.dumps([held.outcome, sum(bytes(held["w"].data)) + sum(bytes(held["b"].data)), bytes(held.files["model.safetensors"]).hex()[:16]]))'));
+  const other = JSON.parse(
+    await b.python(
+      'import json\nwith agent.acquire(model_name="m") as held: print(json.dumps([held.outcome, sum(bytes(held["w"].data)) + sum(bytes(held["b"].data)), bytes(held.files["model.safetensors"]).hex()[:16]]))',
+    ),
+  );
   t.same(other, ["held", own, bytes.subarray(0, 8).toString("hex")]);
 });
 
 t.test("what operators see", async (t) => {
   const nodes = JSON.parse((await cluster.mxctl(["nodes", "--output", "json"])).stdout);
-  t.same(nodes.map((node: { name: string; state: string }) => [node.name, node.state]), [["a", "ready"], ["b", "ready"]]);
+  t.same(
+    nodes.map((node: { name: string; state: string }) => [node.name, node.state]),
+    [
+      ["a", "ready"],
+      ["b", "ready"],
+    ],
+  );
   const [holding] = nodes[1].holdings;
-  t.match(holding, { model_name: "m", rank: 0, state: "complete", tier: "dram", verified_bytes: bytes.length, total_bytes: bytes.length });
+  t.match(holding, {
+    model_name: "m",
+    rank: 0,
+    state: "complete",
+    tier: "dram",
+    verified_bytes: bytes.length,
+    total_bytes: bytes.length,
+  });
   for (const key of ["name", "state", "epoch", "address", "last_seen_ms", "memory", "holdings"]) {
     t.ok(key in nodes[0], `nodes has ${key}`);
   }
-  for (const key of ["source_id", "object_digest", "model_name", "rank", "state", "verified_bytes", "total_bytes", "tier", "leases"]) {
+  for (const key of [
+    "source_id",
+    "object_digest",
+    "model_name",
+    "rank",
+    "state",
+    "verified_bytes",
+    "total_bytes",
+    "tier",
+    "leases",
+  ]) {
     t.ok(key in holding, `a holding has ${key}`);
   }
   const sources = JSON.parse((await cluster.mxctl(["sources", "--output", "json", "--model", "m"])).stdout);
   t.equal(sources.length, 1);
-  t.same(sources[0].workers.map((worker: { node: string; status: string; accelerator: string }) => [worker.node, worker.status, worker.accelerator]), [["a", "ready", "cpu"], ["b", "ready", "cpu"]]);
+  t.same(
+    sources[0].workers.map((worker: { node: string; status: string; accelerator: string }) => [
+      worker.node,
+      worker.status,
+      worker.accelerator,
+    ]),
+    [
+      ["a", "ready", "cpu"],
+      ["b", "ready", "cpu"],
+    ],
+  );
   const transfers = JSON.parse((await cluster.mxctl(["transfers", "--output", "json"])).stdout);
   t.equal(transfers.length, 1);
-  for (const key of ["object_digest", "model_name", "node", "parent", "transport", "state", "verified_bytes", "total_bytes", "bytes_per_s", "percent_of_bound", "blame"]) {
+  for (const key of [
+    "object_digest",
+    "model_name",
+    "node",
+    "parent",
+    "transport",
+    "state",
+    "verified_bytes",
+    "total_bytes",
+    "bytes_per_s",
+    "percent_of_bound",
+    "blame",
+  ]) {
     t.ok(key in transfers[0], `a transfer has ${key}`);
   }
   t.match(transfers[0], { node: "b", parent: "a", transport: "stream", state: "done" });
@@ -60,7 +118,13 @@ t.test("pull by way of the control plane, without a local agent; then evict", as
   t.equal((await cluster.mxctl(["evict", "--model-name", "m"], b)).code, 0);
   const pulled = await cluster.mxctl(["pull", "--model-name", "m", "--nodes", "all", "--output", "json"]);
   t.equal(pulled.code, 0, pulled.stderr);
-  t.same(JSON.parse(pulled.stdout).map((row: { node: string; state: string }) => [row.node, row.state]), [["a", "complete"], ["b", "complete"]]);
+  t.same(
+    JSON.parse(pulled.stdout).map((row: { node: string; state: string }) => [row.node, row.state]),
+    [
+      ["a", "complete"],
+      ["b", "complete"],
+    ],
+  );
   const unknown = await cluster.mxctl(["pull", "--model-name", "m", "--nodes", "zz"]);
   t.equal(unknown.code, 3);
   t.match(unknown.stderr, /no node is called zz/);
@@ -70,13 +134,19 @@ t.test("a name that nobody holds: exit 3, near names, way out", async (t) => {
   const missing = await cluster.mxctl(["pull", "--model-name", "M2"], b);
   t.equal(missing.code, 3);
   t.match(missing.stderr, /no node holds M2, rank 0; near: m .*; way out: /);
-  await t.rejects(b.python('agent.acquire(model_name="m", rank=7)'), /weightline.errors.NotFound: no node holds m, rank 7; near: m/);
+  await t.rejects(
+    b.python('agent.acquire(model_name="m", rank=7)'),
+    /weightline.errors.NotFound: no node holds m, rank 7; near: m/,
+  );
 });
 
 t.test("two objects under one name: visible, never mixed; --replace on one node", async (t) => {
   const other = `${cluster.folder}/other`;
   mkdirSync(other);
-  writeTensors(`${other}/model.safetensors`, { w: { dtype: "F32", shape: [1000, 500] }, b: { dtype: "BF16", shape: [33] } });
+  writeTensors(`${other}/model.safetensors`, {
+    w: { dtype: "F32", shape: [1000, 500] },
+    b: { dtype: "BF16", shape: [33] },
+  });
   const refused = await cluster.mxctl(["load", other, "--model-name", "m"], a);
   t.equal(refused.code, 6, "the same layout, other bytes");
   t.match(refused.stderr, /different object.*--replace/);
@@ -85,7 +155,9 @@ t.test("two objects under one name: visible, never mixed; --replace on one node"
   const replaced = await cluster.mxctl(["load", other, "--model-name", "m", "--replace", "--output", "json"], a);
   t.equal(replaced.code, 0, replaced.stderr);
   await sleep(300);
-  const digests = JSON.parse((await cluster.mxctl(["sources", "--output", "json"])).stdout)[0].workers.map((worker: { object_digest: string }) => worker.object_digest);
+  const digests = JSON.parse((await cluster.mxctl(["sources", "--output", "json"])).stdout)[0].workers.map(
+    (worker: { object_digest: string }) => worker.object_digest,
+  );
   t.equal(new Set(digests).size, 2, "both digests are visible");
   const c = await cluster.startAgent("c");
   const got = await c.python('with agent.acquire(model_name="m") as held: print(held.object_digest)');
@@ -96,8 +168,15 @@ t.test("two objects under one name: visible, never mixed; --replace on one node"
 t.test("loading the same object again reads it and finds it held", async (t) => {
   const again = await cluster.mxctl(["load", `${cluster.folder}/other`, "--model-name", "m", "--output", "json"], a);
   t.match(JSON.parse(again.stdout), { already_held: true });
-  const renamed = await cluster.mxctl(["load", `${cluster.folder}/other`, "--model-name", "m-alias", "--output", "json"], a);
+  const renamed = await cluster.mxctl(
+    ["load", `${cluster.folder}/other`, "--model-name", "m-alias", "--output", "json"],
+    a,
+  );
   t.match(JSON.parse(renamed.stdout), { already_held: true });
   const nodes = JSON.parse((await cluster.mxctl(["nodes", "--output", "json"])).stdout);
-  t.same(nodes[0].holdings.map((holding: { model_name: string }) => holding.model_name).sort(), ["m", "m-alias"], "one holding under two names");
+  t.same(
+    nodes[0].holdings.map((holding: { model_name: string }) => holding.model_name).sort(),
+    ["m", "m-alias"],
+    "one holding under two names",
+  );
 });

@@ -8,7 +8,20 @@ export interface TensorSpec {
   data?: Buffer;
 }
 
-const BITS: Readonly<Record<string, number>> = { U8: 8, I8: 8, BOOL: 8, F4: 4, F8_E4M3: 8, F8_E5M2: 8, F8_E8M0: 8, F16: 16, BF16: 16, F32: 32, I64: 64, F64: 64 };
+const BITS: Readonly<Record<string, number>> = {
+  U8: 8,
+  I8: 8,
+  BOOL: 8,
+  F4: 4,
+  F8_E4M3: 8,
+  F8_E5M2: 8,
+  F8_E8M0: 8,
+  F16: 16,
+  BF16: 16,
+  F32: 32,
+  I64: 64,
+  F64: 64,
+};
 
 /** A whole file from a header and its data; `headerText` may be any text. */
 export function safetensorsBytes(headerText: string, data: Buffer): Buffer {
@@ -19,7 +32,11 @@ export function safetensorsBytes(headerText: string, data: Buffer): Buffer {
 }
 
 /** Writes a safetensors file, tensors one after another in the given order; gives its bytes. */
-export function writeTensors(path: string, tensors: Readonly<Record<string, TensorSpec>>, options: { metadata?: Record<string, string> | null; headerBytes?: number } = {}): Buffer {
+export function writeTensors(
+  path: string,
+  tensors: Readonly<Record<string, TensorSpec>>,
+  options: { metadata?: Record<string, string> | null; headerBytes?: number } = {},
+): Buffer {
   const header: Record<string, unknown> = {};
   if (options.metadata !== undefined) {
     header["__metadata__"] = options.metadata;

@@ -93,7 +93,7 @@ export function progressOf(
 /** An error of a scan in the words of who asked: which node does not see which path. */
 function pathError(error: unknown, node: string, path: string): WeightlineError {
   const known = toWeightlineError(error);
-  if (known.code !== "NotFound" || known.field !== "path") {
+  if (known.code !== "NotFound" || !known.message.endsWith("does not exist here")) {
     return known;
   }
   return new WeightlineError("NotFound", `node ${node} does not see ${known.value || path}`, {

@@ -53,7 +53,7 @@ function serializers(method: DescMethod) {
 /** grpc-js wraps the system's words in its own: "No connection established. Last error: Error: connect ECONNREFUSED ...". */
 function plainMessage(text: string): string {
   const inner = /Last error: (?:Error: )?(.*?)\.? Resolution note:/.exec(text)?.[1];
-  return inner === undefined ? text : `cannot be reached: ${inner}`;
+  return inner === undefined ? text : inner === "null" ? "cannot be reached" : `cannot be reached: ${inner}`;
 }
 
 function toError(error: grpc.ServiceError): ConnectError {

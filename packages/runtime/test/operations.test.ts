@@ -1,0 +1,144 @@
+import { spawn } from "node:child_process";
+import {
+  createMetrics,
+  createOperationsServer,
+  describeError,
+  ERROR_CODES,
+  toWeightlineError,
+  WeightlineError,
+} from "@weightline/runtime";
+import t from "tap";
+
+const metrics = createMetrics();
+metrics.counter("test_things_total", "Things", ["kind"]).inc({ kind: 'a"\\\n' }, 3);
+metrics.histogram("test_wait_seconds", "Waits", [0.1, 1]).observe(0.5);
+let reasons: string[] = ["starting"];
+const server = await createOperationsServer({
+  bind: ["127.0.0.1"],
+  port: 0,
+  portFlag: "--metrics-port",
+  metrics,
+  notReady: () => reasons,
+  routes: (http) => void http.get("/v1/x", async () => ({ x: 1 })),
+});
+t.teardown(() => server.stop());
+const get = (path: string, accept = "*/*") => fetch(`http://127.0.0.1:${server.port}${path}`, { headers: { accept } });
+
+t.test("health and readiness", async (t) => {
+  t.equal((await get("/healthz")).status, 200);
+  const starting = await get("/readyz");
+  t.equal(starting.status, 503);
+  t.match(await starting.json(), { ready: false, reasons: ["starting"] });
+  reasons = [];
+  t.equal((await get("/readyz")).status, 200);
+  t.match(await (await get("/v1/x")).json(), { x: 1 });
+  t.equal((await get("/none")).status, 404);
+});
+
+t.test("38: each scraper gets a body of the type that it asked for", async (t) => {
+  const accepts = [
+    "",
+    "*/*",
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+    "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+  ];
+  for (const accept of accepts) {
+    const reply = await get("/metrics", accept);
+    const body = await reply.text();
+    const open = accept.includes("openmetrics");
+    t.match(
+      reply.headers.get("content-type"),
+      open ? /^application\/openmetrics-text; version=1.0.0/ : /^text\/plain; version=0.0.4/,
+      accept,
+    );
+    t.equal(body.endsWith("# EOF\n"), open);
+    t.ok(body.endsWith("\n"));
+    t.match(body, 'test_things_total{kind="a\\"\\\\\\n"} 3');
+    t.match(body, open ? "# TYPE test_things counter" : "# TYPE test_things_total counter");
+    t.match(body, 'test_wait_seconds_bucket{le="1"} 1');
+    t.match(body, /weightline_resident_memory_bytes \d+/);
+    t.match(body, /weightline_event_loop_delay_seconds\{quantile="0.99"\} /);
+    if (open) {
+      t.notMatch(body, /\n\n/);
+    }
+  }
+});
+
+t.test("errors: every code has an RPC code, an exit code and a meaning; a line says what to do", async (t) => {
+  for (const [code, { rpc, exit, meaning }] of Object.entries(ERROR_CODES)) {
+    t.ok(rpc > 0 && exit > 0 && exit <= 6 && meaning.length > 10, code);
+  }
+  t.equal(
+    describeError(new WeightlineError("NotFound", "no m", { near: ["n"], wayOut: "load it" })),
+    "no m; near: n; way out: load it",
+  );
+  t.match(toWeightlineError(Object.assign(new Error("x"), { code: "Corrupt", field: "f", wayOut: "w" })), {
+    code: "Corrupt",
+    field: "f",
+    wayOut: "w",
+  });
+  t.equal(toWeightlineError(Object.assign(new Error("x"), { code: "ENOENT" })).code, "Internal");
+  t.equal(toWeightlineError("text").code, "Internal");
+});
+
+/** Runs a program of runtime's lifecycle; gives its exit code and output. */
+function program(
+  body: string,
+  act: (child: ReturnType<typeof spawn>) => void,
+): Promise<{ code: number | null; output: string }> {
+  const index = new URL("../src/index.ts", import.meta.url).pathname;
+  const child = spawn(
+    process.execPath,
+    [
+      "--input-type=module-typescript",
+      "-e",
+      `import { createLifecycle, runProgram, WeightlineError } from "${index}";\n${body}`,
+    ],
+    { stdio: ["ignore", "pipe", "pipe"] },
+  );
+  let output = "";
+  let acted = false;
+  const take = (data: Buffer) => {
+    output += data.toString();
+    if (!acted && output.includes("up")) {
+      acted = true;
+      act(child);
+    }
+  };
+  child.stdout.on("data", take);
+  child.stderr.on("data", take);
+  return new Promise((resolve) => child.on("close", (code) => resolve({ code, output })));
+}
+
+t.test(
+  "a program: stops in reverse on SIGTERM, a second signal cuts it short, a failure ends it with its cause",
+  async (t) => {
+    const parts = `const life = createLifecycle(() => {}); for (const name of ["a", "b", "c"]) life.add({ name, stop: () => { console.log("stop " + name); if (name === "b") throw new Error("b"); } });`;
+    const clean = await program(
+      `${parts} await runProgram("p", async () => { console.log("up"); setInterval(() => {}, 1000); return { failed: new Promise(() => {}), stop: () => life.stop(100) }; });`,
+      (child) => child.kill("SIGTERM"),
+    );
+    t.equal(clean.code, 0);
+    t.match(clean.output, /stop c\nstop b\nstop a/, "a part that fails does not keep the others");
+    const slow = await program(
+      `await runProgram("p", async () => { console.log("up"); setInterval(() => {}, 1000); return { failed: new Promise(() => {}), stop: () => new Promise((r) => setTimeout(r, 60000)) }; });`,
+      (child) => {
+        child.kill("SIGTERM");
+        setTimeout(() => child.kill("SIGTERM"), 200);
+      },
+    );
+    t.equal(slow.code, 130);
+    const failed = await program(
+      `await runProgram("p", async () => { throw new WeightlineError("InvalidArgument", "--x is wrong", { wayOut: "mend it" }); });`,
+      () => undefined,
+    );
+    t.equal(failed.code, 1);
+    t.match(failed.output, /^p: --x is wrong; way out: mend it\n$/);
+    const later = await program(
+      `await runProgram("p", async () => { console.log("up"); setTimeout(() => Promise.reject(new Error("nobody caught me")), 20); setInterval(() => {}, 1000); return { failed: new Promise(() => {}), stop: async () => {} }; });`,
+      () => undefined,
+    );
+    t.equal(later.code, 1);
+    t.match(later.output, /nobody caught me/);
+  },
+);

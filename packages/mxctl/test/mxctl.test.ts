@@ -1,0 +1,203 @@
+// The command line against servers of its own: formats, exit codes, errors.
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { create } from "@bufbuild/protobuf";
+import { filesIdentity } from "@weightline/proto";
+import { HoldingSchema, HoldingState, NodeState, Tier, TransferState } from "@weightline/proto/common";
+import { AgentService } from "@weightline/proto/local";
+import { NodeService } from "@weightline/proto/node";
+import { createGrpcServer, type ErrorCode, mountLocalRpc, route, WeightlineError } from "@weightline/runtime";
+import fastify from "fastify";
+import t from "tap";
+import { parse } from "yaml";
+import { type Finished, mxctl, ROOT, runCommand } from "../../../test/support/program.ts";
+
+const folder = mkdtempSync(`${tmpdir()}/weightline-mxctl-`);
+const socket = `${folder}/agent.sock`;
+let failure: WeightlineError | undefined;
+const fail = () => {
+  if (failure !== undefined) {
+    throw failure;
+  }
+};
+const holding = create(HoldingSchema, { holdingId: "a".repeat(32), state: HoldingState.FILLING, tier: Tier.DRAM, totalBytes: 2n ** 52n, verifiedBytes: 2n ** 51n, items: 3n, leases: 2, identities: [{ identity: filesIdentity("m", "r".repeat(40)), rank: 1, sourceId: "f".repeat(16) }] });
+const requests: object[] = [];
+const server = await createGrpcServer({
+  bind: ["127.0.0.1"],
+  port: 0,
+  portFlag: "--port",
+  routes: [
+    route(NodeService, {
+      listNodes() {
+        fail();
+        return { nodes: [{ name: "n1", state: NodeState.READY, epoch: 5n, address: "h:1", lastSeenMs: 9n, memory: { limit: 10n, used: 5n }, holdings: [holding] }, { name: "n2", state: NodeState.LOST }] };
+      },
+      listSources: () => ({ sources: [] }),
+      listTransfers: () => ({ transfers: [{ modelName: "m", node: "n1", parent: "n0", transport: "stream", state: TransferState.RUNNING, verifiedBytes: 1n, totalBytes: 2n, bytesPerS: 1.4, percentOfBound: 97.26, blame: "wire" }], silentNodes: ["n2"] }),
+      async *fillNodes(request) {
+        requests.push(request);
+        fail();
+        yield { node: { node: "n1", progress: { state: "receiving", verifiedBytes: 1n, totalBytes: 2n } } };
+        yield { node: { node: "n1", done: true } };
+        yield { node: { node: "n2", errorCode: "Unavailable", error: "the node is lost" } };
+      },
+    }),
+  ],
+});
+const http = fastify();
+await mountLocalRpc(http, {
+  maxMessageBytes: 1 << 20,
+  shutdownSignal: new AbortController().signal,
+  routes: [
+    route(AgentService, {
+      async *load(request) {
+        requests.push(request);
+        fail();
+        yield { event: { case: "progress", value: { state: "loading", verifiedBytes: 1n, totalBytes: 2n } } };
+        yield { event: { case: "loaded", value: { sourceId: "f".repeat(16), holding, ignoredFiles: ["x.bin"], warnings: ["odd"] } } };
+      },
+      async *pull() {
+        fail();
+        yield { event: { case: "pulled", value: { holding, outcome: "received" } } };
+      },
+      evict() {
+        fail();
+        return { holdingIds: ["a"], freedBytes: 0n, pendingBytes: 5n };
+      },
+      status: () => ({ node: "n1", version: "1", state: NodeState.READY, controlPlane: "connected" }),
+    }),
+  ],
+});
+await http.listen({ path: socket });
+t.teardown(async () => {
+  await server.stop(0);
+  await http.close();
+  rmSync(folder, { recursive: true });
+});
+const endpoint = `127.0.0.1:${server.port}`;
+const run = (...parameters: string[]): Promise<Finished> => mxctl(["--endpoint", endpoint, "--socket", socket, ...parameters]);
+
+t.test("nodes: table, wide, json, yaml", async (t) => {
+  const json = JSON.parse((await run("--output", "json", "nodes")).stdout);
+  t.same(json[0], {
+    name: "n1",
+    state: "ready",
+    epoch: 5,
+    address: "h:1",
+    last_seen_ms: 9,
+    memory: { limit: 10, used: 5 },
+    holdings: [{ source_id: "f".repeat(16), object_digest: "", model_name: "m", revision: "r".repeat(40), rank: 1, state: "filling", verified_bytes: 2 ** 51, total_bytes: 2 ** 52, tier: "dram", leases: 2, holding_id: "a".repeat(32) }],
+    version: "",
+  });
+  t.match(json[1], { name: "n2", state: "lost", holdings: [] });
+  t.same(parse((await run("--output", "yaml", "nodes")).stdout), json);
+  const table = (await run("nodes")).stdout;
+  t.match(table, /^NODE +STATE +MEMORY/);
+  t.match(table, /n1 +ready +5 B \/ 10 B +m@rrrrrrrrrrrr +1 +filling 50%/);
+  t.notMatch(table, "\u001b", "no colour into a pipe");
+  t.notMatch(table, /ADDRESS/);
+  t.match((await run("--output", "wide", "nodes")).stdout, /ADDRESS/);
+});
+
+t.test("transfers, sources", async (t) => {
+  const done = await run("transfers", "--output", "json");
+  t.match(JSON.parse(done.stdout), [{ model_name: "m", node: "n1", parent: "n0", state: "running", bytes_per_s: 1, percent_of_bound: 97.3, blame: "wire" }]);
+  t.match(done.stderr, /did not answer: n2/);
+  t.match((await run("sources")).stdout, /^no sources\n$/);
+  t.same(JSON.parse((await run("sources", "--output", "json")).stdout), []);
+});
+
+t.test("load: the caller's directory, all flags, what was ignored", async (t) => {
+  const done = await mxctl(["--socket", socket, "load", "./x", "--model-name", "m", "--rank", "2", "--revision", "r", "--replace", "--output", "json"], { cwd: folder });
+  t.equal(done.code, 0, done.stderr);
+  t.match(JSON.parse(done.stdout), { source_id: "f".repeat(16), object_digest: "", total_bytes: 2 ** 52, items: 3, ignored_files: ["x.bin"] });
+  t.match(requests.at(-1), { path: `${folder}/x`, modelName: "m", rank: 2, revision: "r", replace: true });
+  t.match((await run("load", "/x", "--model-name", "m")).stdout, /ignored files +x.bin\nwarning +odd/);
+});
+
+t.test("pull --nodes: each node's end, and the failing one's exit code", async (t) => {
+  const done = await run("pull", "--model-name", "m", "--nodes", "n1,n2");
+  t.equal(done.code, 4);
+  t.match(done.stdout, /n1 +complete[\s\S]*n2 +failed/);
+  t.match(done.stderr, /node n2: the node is lost/);
+  t.match(requests.at(-1), { nodes: ["n1", "n2"], identity: { modelName: "m" } });
+});
+
+t.test("exit codes: one for each kind of failure, one line with a way out", async (t) => {
+  const kinds: Array<[ErrorCode, number]> = [["NotFound", 3], ["Unavailable", 4], ["DeadlineExceeded", 1], ["Refused", 1], ["InvalidArgument", 2], ["PermissionDenied", 5], ["ResourceExhausted", 1], ["Corrupt", 1], ["InUse", 6], ["AlreadyExists", 6]];
+  for (const [code, exit] of kinds) {
+    failure = new WeightlineError(code, `a failure of kind ${code}`, { wayOut: "do something" });
+    for (const command of [["evict", "--model-name", "m"], ["load", "/x", "--model-name", "m"], ["pull", "--model-name", "m"]]) {
+      const done = await run(...command);
+      t.equal(done.code, exit, `${code}: ${command[0]}`);
+      t.equal(done.stderr, `mxctl: a failure of kind ${code}; way out: do something\n`);
+      t.equal(done.stdout, "");
+    }
+  }
+  failure = undefined;
+});
+
+t.test("usage: exit 2, and what was meant", async (t) => {
+  const wrong: Array<[string[], RegExp]> = [
+    [["fly"], /unknown command 'fly'/],
+    [["nodes", "--fly"], /unknown option '--fly'/],
+    [["load", "--model-name", "m"], /missing required argument 'path'/],
+    [["load", "x"], /--model-name/],
+    [["evict"], /--model-name or --source-id/],
+    [["evict", "--model-name", "m", "--source-id", "x"], /one of them/],
+    [["--output", "xml", "nodes"], /--output "xml" is not known/],
+    [["--timeout", "soon", "nodes"], /--timeout "soon" is not a number/],
+    [["--endpoint", "nowhere", "nodes"], /--endpoint "nowhere" is not host:port/],
+    [["pull", "--model-name", "m", "--rank", "-1"], /--rank "-1" is not a whole number/],
+    [["pull", "--model-name", "m", "--nodes", ","], /--nodes names no node/],
+    [["health", "--only", "x"], /--only "x" is not known/],
+    [["--config", `${folder}/none.yaml`, "nodes"], /cannot be read/],
+  ];
+  for (const [parameters, pattern] of wrong) {
+    const done = await mxctl(parameters);
+    t.equal(done.code, 2, parameters.join(" "));
+    t.match(done.stderr, pattern);
+  }
+  t.equal((await mxctl([])).code, 2);
+  const help = await mxctl(["--help"]);
+  t.equal(help.code, 0);
+  t.match(help.stdout, /Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 unreachable, 5 not permitted, 6 in use/);
+  for (const command of ["nodes", "sources", "transfers", "load", "pull", "evict", "drain", "health"]) {
+    t.match(help.stdout, command);
+    t.equal((await mxctl([command, "--help"])).code, 0);
+  }
+});
+
+t.test("who cannot be reached is named: exit 4; -v tells why", async (t) => {
+  const away = await mxctl(["--endpoint", "127.0.0.1:1", "nodes"]);
+  t.equal(away.code, 4);
+  t.match(away.stderr, /control plane at 127.0.0.1:1 does not answer.*--endpoint/);
+  const none = await mxctl(["--socket", `${folder}/none`, "evict", "--model-name", "m"]);
+  t.equal(none.code, 4);
+  t.match(none.stderr, /no agent at .*none: there is no socket.*--socket or MX_AGENT_SOCKET/);
+  t.match((await mxctl(["-v", "--endpoint", "127.0.0.1:1", "nodes"])).stderr, /because: /);
+});
+
+t.test("precedence: flag, environment, file", async (t) => {
+  writeFileSync(`${folder}/mxctl.yaml`, `endpoint: ${endpoint}\noutput: json\n`);
+  t.equal(JSON.parse((await mxctl(["--config", `${folder}/mxctl.yaml`, "nodes"])).stdout).length, 2);
+  t.equal((await mxctl(["--config", `${folder}/mxctl.yaml`, "nodes"], { env: { MODEL_EXPRESS_ENDPOINT: "127.0.0.1:1" } })).code, 4);
+  t.equal((await mxctl(["--endpoint", endpoint, "nodes"], { env: { MODEL_EXPRESS_ENDPOINT: "http://127.0.0.1:1" } })).code, 0);
+  writeFileSync(`${folder}/wrong.yaml`, "endpiont: x\n");
+  t.match((await mxctl(["--config", `${folder}/wrong.yaml`, "nodes"])).stderr, /setting endpiont is not known/);
+});
+
+t.test("output that pipes: a reader that leaves is no failure", async (t) => {
+  const done = await runCommand(["bash", "-c", `set -o pipefail; for i in 1 2 3; do ${process.execPath} ${ROOT}packages/mxctl/src/main.ts --endpoint ${endpoint} nodes --output json | head -n 1; done`]);
+  t.equal(done.code, 0, done.stderr);
+  t.equal(done.stdout, "[\n[\n[\n");
+});
+
+t.test("health: both daemons", async (t) => {
+  const agent = await run("health", "--only", "node-agent", "--output", "json");
+  t.equal(agent.code, 0);
+  t.match(JSON.parse(agent.stdout), [{ program: "node-agent", healthy: true, status: "ready" }]);
+  const both = await run("health", "--output", "json");
+  t.not(both.code, 0, "this control plane has no health service");
+  t.match(JSON.parse(both.stdout), [{ program: "control-plane", healthy: false }, { healthy: true }]);
+});

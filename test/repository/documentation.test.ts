@@ -1,0 +1,59 @@
+// The documents that list things list all of them.
+import { readFileSync } from "node:fs";
+import { CONTROL_PLANE_OPTIONS } from "@weightline/control-plane";
+import { AGENT_OPTIONS } from "@weightline/node-agent";
+import { COMMON_FLAGS, ERROR_CODES, tableEntries } from "@weightline/runtime";
+import t from "tap";
+import { createCluster } from "../support/cluster.ts";
+import { freePort } from "../support/cluster.ts";
+import { ROOT, startProgram } from "../support/program.ts";
+
+const read = (file: string) => readFileSync(`${ROOT}${file}`, "utf8");
+
+t.test("docs/errors.md has a heading for each code, and none for others", async (t) => {
+  const headings = [...read("docs/errors.md").matchAll(/^## (\S+)$/gm)].map(([, code]) => code);
+  t.same(headings.toSorted(), Object.keys(ERROR_CODES).toSorted());
+});
+
+t.test("docs/configuration.md names every flag, variable and YAML key", async (t) => {
+  const text = read("docs/configuration.md");
+  for (const [, option] of [...tableEntries(AGENT_OPTIONS), ...tableEntries(CONTROL_PLANE_OPTIONS)]) {
+    for (const name of [option.flag, option.yaml, ...(option.env ?? [])]) {
+      if (name !== undefined) {
+        t.ok(text.includes(`\`${name}\``), name);
+      }
+    }
+  }
+  for (const flag of Object.keys(COMMON_FLAGS)) {
+    t.ok(text.includes(`\`${flag}\``), flag);
+  }
+});
+
+t.test("docs/metrics.md lists every metric that the daemons show, and no other", async (t) => {
+  const cluster = await createCluster();
+  t.teardown(() => cluster.stop());
+  const agent = await cluster.startAgent("a");
+  const port = await freePort();
+  const controlPlane = startProgram("control-plane", ["--host", "127.0.0.1", "--port", "0", "--metrics-port", String(port), "--log-format", "json"]);
+  t.teardown(() => controlPlane.stop());
+  await controlPlane.waitFor(/"msg":"ready"/);
+  const scraped = `${await agent.metrics()}${await (await fetch(`http://127.0.0.1:${port}/metrics`)).text()}`;
+  const shown = new Set([...scraped.matchAll(/^# TYPE (\S+) /gm)].map(([, name]) => name));
+  const listed = new Set([...read("docs/metrics.md").matchAll(/^\| `([a-z_]+)/gm)].map(([, name]) => name));
+  t.same([...listed].toSorted(), [...shown].toSorted());
+});
+
+t.test("README, ARCHITECTURE and CONTRIBUTING name files and commands that are there", async (t) => {
+  const { existsSync } = await import("node:fs");
+  for (const file of ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]) {
+    for (const [, path = ""] of read(file).matchAll(/`((?:packages|python|deploy|test|bench|demo|docs|tools)\/[A-Za-z0-9_./-]*)`/g)) {
+      t.ok(existsSync(`${ROOT}${path}`), `${file}: ${path}`);
+    }
+  }
+  const commands = new Set([...read("mx").matchAll(/^ {2}([a-z| -]+)\)/gm)].flatMap(([, names = ""]) => names.split("|").map((name) => name.trim())));
+  for (const file of ["README.md", "CONTRIBUTING.md"]) {
+    for (const [, command = ""] of read(file).matchAll(/\.\/mx ([a-z-]+)/g)) {
+      t.ok(commands.has(command), `${file}: ./mx ${command}`);
+    }
+  }
+});

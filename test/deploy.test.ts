@@ -20,13 +20,28 @@ for document in json.load(sys.stdin):
 
 interface Manifest {
   kind: string;
-  spec: { template: { spec: { containers: Array<{ args?: string[]; env?: Array<{ name: string }>; volumeMounts?: Array<{ name: string; mountPath: string }> }>; volumes?: Array<{ name: string }> } } };
+  spec: {
+    template: {
+      spec: {
+        containers: Array<{
+          args?: string[];
+          env?: Array<{ name: string }>;
+          volumeMounts?: Array<{ name: string; mountPath: string }>;
+        }>;
+        volumes?: Array<{ name: string }>;
+      };
+    };
+  };
 }
 
-const documents = (file: string): Manifest[] => parseAllDocuments(readFileSync(`${ROOT}${file}`, "utf8")).map((document) => document.toJS());
+const documents = (file: string): Manifest[] =>
+  parseAllDocuments(readFileSync(`${ROOT}${file}`, "utf8")).map((document) => document.toJS());
 
 async function validate(manifests: readonly object[]): Promise<string[]> {
-  const done = await runCommand(["python3", "-c", VALIDATE], { env: pythonEnvironment(), input: JSON.stringify(manifests) });
+  const done = await runCommand(["python3", "-c", VALIDATE], {
+    env: pythonEnvironment(),
+    input: JSON.stringify(manifests),
+  });
   t.equal(done.code, 0, done.stderr);
   return done.stdout.trim().split("\n");
 }
@@ -34,36 +49,59 @@ async function validate(manifests: readonly object[]): Promise<string[]> {
 t.test("every document fits its schema, unknown keys included", async (t) => {
   for (const file of FILES) {
     const manifests = documents(file);
-    t.same(await validate(manifests), manifests.map(() => "valid"), file);
+    t.same(
+      await validate(manifests),
+      manifests.map(() => "valid"),
+      file,
+    );
   }
   const [deployment] = documents(FILES[0] ?? "");
-  t.same(await validate([{ ...deployment, spec: { ...deployment?.spec, replcas: 3 } }, { ...deployment, spec: { ...deployment?.spec, replicas: "3" } }]), [
-    "refused: Additional properties are not allowed ('replcas' was unexpected)",
-    "refused: '3' is not of type 'integer', 'null'",
-  ]);
+  t.same(
+    await validate([
+      { ...deployment, spec: { ...deployment?.spec, replcas: 3 } },
+      { ...deployment, spec: { ...deployment?.spec, replicas: "3" } },
+    ]),
+    [
+      "refused: Additional properties are not allowed ('replcas' was unexpected)",
+      "refused: '3' is not of type 'integer', 'null'",
+    ],
+  );
 });
 
 t.test("flags and variables are ones that the programs know; every mount has its volume", async (t) => {
-  for (const [file, table] of [[FILES[0] ?? "", CONTROL_PLANE_OPTIONS], [FILES[1] ?? "", AGENT_OPTIONS]] as const) {
+  for (const [file, table] of [
+    [FILES[0] ?? "", CONTROL_PLANE_OPTIONS],
+    [FILES[1] ?? "", AGENT_OPTIONS],
+  ] as const) {
     const [workload] = documents(file);
     const pod = workload?.spec.template.spec;
     const [container] = pod?.containers ?? [];
     const options = tableEntries(table).map(([, option]) => option);
     for (const argument of container?.args?.filter((text) => text.startsWith("--")) ?? []) {
-      t.ok(options.some(({ flag }) => flag === argument.split("=")[0]), argument);
+      t.ok(
+        options.some(({ flag }) => flag === argument.split("=")[0]),
+        argument,
+      );
     }
     for (const { name } of container?.env ?? []) {
-      t.ok(options.some(({ env }) => env?.includes(name)), name);
+      t.ok(
+        options.some(({ env }) => env?.includes(name)),
+        name,
+      );
     }
     for (const { name } of container?.volumeMounts ?? []) {
-      t.ok(pod?.volumes?.some((volume) => volume.name === name), name);
+      t.ok(
+        pod?.volumes?.some((volume) => volume.name === name),
+        name,
+      );
     }
   }
 });
 
 t.test("each privilege and mount has its reason in a comment", async (t) => {
   const lines = readFileSync(`${ROOT}${FILES[1]}`, "utf8").split("\n");
-  const wanted = /^\s+(hostPID|hostNetwork|runAsUser):|^\s+- (LINUX_IMMUTABLE|LEASE|SYS_PTRACE|DAC_OVERRIDE)$|^ {12}- name: (store|sockets|cgroup|models)$/;
+  const wanted =
+    /^\s+(hostPID|hostNetwork|runAsUser):|^\s+- (LINUX_IMMUTABLE|LEASE|SYS_PTRACE|DAC_OVERRIDE)$|^ {12}- name: (store|sockets|cgroup|models)$/;
   lines.forEach((line, i) => {
     if (wanted.test(line)) {
       t.match(lines[i - 1], /#/, line.trim());

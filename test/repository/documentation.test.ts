@@ -4,8 +4,7 @@ import { CONTROL_PLANE_OPTIONS } from "@weightline/control-plane";
 import { AGENT_OPTIONS } from "@weightline/node-agent";
 import { COMMON_FLAGS, ERROR_CODES, tableEntries } from "@weightline/runtime";
 import t from "tap";
-import { createCluster } from "../support/cluster.ts";
-import { freePort } from "../support/cluster.ts";
+import { createCluster, freePort } from "../support/cluster.ts";
 import { ROOT, startProgram } from "../support/program.ts";
 
 const read = (file: string) => readFileSync(`${ROOT}${file}`, "utf8");
@@ -34,7 +33,16 @@ t.test("docs/metrics.md lists every metric that the daemons show, and no other",
   t.teardown(() => cluster.stop());
   const agent = await cluster.startAgent("a");
   const port = await freePort();
-  const controlPlane = startProgram("control-plane", ["--host", "127.0.0.1", "--port", "0", "--metrics-port", String(port), "--log-format", "json"]);
+  const controlPlane = startProgram("control-plane", [
+    "--host",
+    "127.0.0.1",
+    "--port",
+    "0",
+    "--metrics-port",
+    String(port),
+    "--log-format",
+    "json",
+  ]);
   t.teardown(() => controlPlane.stop());
   await controlPlane.waitFor(/"msg":"ready"/);
   const scraped = `${await agent.metrics()}${await (await fetch(`http://127.0.0.1:${port}/metrics`)).text()}`;
@@ -46,11 +54,17 @@ t.test("docs/metrics.md lists every metric that the daemons show, and no other",
 t.test("README, ARCHITECTURE and CONTRIBUTING name files and commands that are there", async (t) => {
   const { existsSync } = await import("node:fs");
   for (const file of ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]) {
-    for (const [, path = ""] of read(file).matchAll(/`((?:packages|python|deploy|test|bench|demo|docs|tools)\/[A-Za-z0-9_./-]*)`/g)) {
+    for (const [, path = ""] of read(file).matchAll(
+      /`((?:packages|python|deploy|test|bench|demo|docs|tools)\/[A-Za-z0-9_./-]*)`/g,
+    )) {
       t.ok(existsSync(`${ROOT}${path}`), `${file}: ${path}`);
     }
   }
-  const commands = new Set([...read("mx").matchAll(/^ {2}([a-z| -]+)\)/gm)].flatMap(([, names = ""]) => names.split("|").map((name) => name.trim())));
+  const commands = new Set(
+    [...read("mx").matchAll(/^ {2}([a-z| -]+)\)/gm)].flatMap(([, names = ""]) =>
+      names.split("|").map((name) => name.trim()),
+    ),
+  );
   for (const file of ["README.md", "CONTRIBUTING.md"]) {
     for (const [, command = ""] of read(file).matchAll(/\.\/mx ([a-z-]+)/g)) {
       t.ok(commands.has(command), `${file}: ./mx ${command}`);

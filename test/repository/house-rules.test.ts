@@ -10,8 +10,16 @@ const sources = files.filter((file) => /\.(ts|py|cc|h|sh|proto)$/.test(file) && 
 t.test("file names", async (t) => {
   t.ok(sources.length > 100);
   const typescript = sources.filter((file) => file.endsWith(".ts"));
-  t.same(typescript.filter((file) => !/^[a-z0-9-]+(\.test)?\.ts$/.test(file.split("/").at(-1) ?? "")), [], "TypeScript files are kebab-case");
-  t.same(sources.filter((file) => /(^|\/)utils?\.[a-z]+$/.test(file)), [], "no file of odds and ends");
+  t.same(
+    typescript.filter((file) => !/^[a-z0-9-]+(\.test)?\.ts$/.test(file.split("/").at(-1) ?? "")),
+    [],
+    "TypeScript files are kebab-case",
+  );
+  t.same(
+    sources.filter((file) => /(^|\/)utils?\.[a-z]+$/.test(file)),
+    [],
+    "no file of odds and ends",
+  );
 });
 
 t.test("words that must not be committed", async (t) => {
@@ -44,7 +52,9 @@ t.test("packages: one direction, through their exports alone", async (t) => {
     "node-agent": ["proto", "runtime", "rdma-native"],
     mxctl: ["proto", "runtime"],
   };
-  const imports = sources.filter((file) => file.startsWith("packages/") && file.includes("/src/") && file.endsWith(".ts"));
+  const imports = sources.filter(
+    (file) => file.startsWith("packages/") && file.includes("/src/") && file.endsWith(".ts"),
+  );
   for (const file of imports) {
     const [, own = ""] = file.split("/");
     for (const [, target = ""] of read(file).matchAll(/(?:from|import\()\s*"([^"]+)"/g)) {
@@ -61,16 +71,25 @@ t.test("packages: one direction, through their exports alone", async (t) => {
   for (const name of Object.keys(may)) {
     const manifest = JSON.parse(read(`packages/${name}/package.json`));
     t.equal(manifest.license, "Apache-2.0", name);
-    const known = Object.keys(manifest.dependencies ?? {}).flatMap((dependency) => /^@weightline\/(.+)/.exec(dependency)?.[1] ?? []);
-    t.same(known.filter((other) => !may[name]?.includes(other)), [], `${name} depends on what it may`);
+    const known = Object.keys(manifest.dependencies ?? {}).flatMap(
+      (dependency) => /^@weightline\/(.+)/.exec(dependency)?.[1] ?? [],
+    );
+    t.same(
+      known.filter((other) => !may[name]?.includes(other)),
+      [],
+      `${name} depends on what it may`,
+    );
   }
 });
 
 t.test("nothing below main reads the environment of a daemon", async (t) => {
   // mxctl and the addon's loader have one place each; NO_COLOR and KUBERNETES_SERVICE_HOST are facts of the surroundings.
-  const allowed = /process\.env\["(NO_COLOR|KUBERNETES_SERVICE_HOST|WEIGHTLINE_NATIVE_BUILD)"\]|env: process\.env|runMxctl\(process\.argv\.slice\(2\), process\.env\)/;
+  const allowed =
+    /process\.env\["(NO_COLOR|KUBERNETES_SERVICE_HOST|WEIGHTLINE_NATIVE_BUILD)"\]|env: process\.env|runMxctl\(process\.argv\.slice\(2\), process\.env\)/;
   for (const file of sources.filter((name) => /^packages\/[^/]+\/src\//.test(name) && name.endsWith(".ts"))) {
-    for (const line of read(file).split("\n").filter((text) => text.includes("process.env"))) {
+    for (const line of read(file)
+      .split("\n")
+      .filter((text) => text.includes("process.env"))) {
       t.ok(allowed.test(line), `${file}: ${line.trim()}`);
     }
   }

@@ -24,10 +24,18 @@ const SOURCE = computeSourceId(MODEL);
 
 function holding(id: string, state: HoldingState = HoldingState.COMPLETE, modelName = "m", rank = 0) {
   const identity = filesIdentity(modelName);
-  return create(HoldingSchema, { holdingId: id.repeat(32).slice(0, 32), state, tier: Tier.DRAM, identities: [{ identity, rank, sourceId: computeSourceId(identity) }], objectDigest: Buffer.alloc(32, id) });
+  return create(HoldingSchema, {
+    holdingId: id.repeat(32).slice(0, 32),
+    state,
+    tier: Tier.DRAM,
+    identities: [{ identity, rank, sourceId: computeSourceId(identity) }],
+    objectDigest: Buffer.alloc(32, id),
+  });
 }
 
-function announce(change: Partial<Omit<AnnounceRequest, "$typeName">> & { holdingList?: ReturnType<typeof holding>[] } = {}): AnnounceRequest {
+function announce(
+  change: Partial<Omit<AnnounceRequest, "$typeName">> & { holdingList?: ReturnType<typeof holding>[] } = {},
+): AnnounceRequest {
   const { holdingList, ...fields } = change;
   return create(AnnounceRequestSchema, {
     node: "n",
@@ -56,7 +64,15 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
 
   test("an announced node is listed with all it holds, and found by source and rank", async (t, { directory }) => {
     t.equal(await verdict(directory, announce()), AnnounceVerdict.ACCEPTED);
-    t.match(await directory.nodes(), [{ name: "n", state: NodeState.READY, epoch: 10n, address: "127.0.0.1:1", holdings: [{ state: HoldingState.COMPLETE }] }]);
+    t.match(await directory.nodes(), [
+      {
+        name: "n",
+        state: NodeState.READY,
+        epoch: 10n,
+        address: "127.0.0.1:1",
+        holdings: [{ state: HoldingState.COMPLETE }],
+      },
+    ]);
     t.match(await directory.lookup(SOURCE, 0), [{ node: "n", address: "127.0.0.1:1", epoch: 10n }]);
     t.same(await directory.lookup(SOURCE, 1), []);
     t.same(await directory.lookup("0".repeat(16), 0), []);
@@ -64,24 +80,46 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
 
   test("complete holders come first, then by name", async (t, { directory }) => {
     await directory.announce(announce({ node: "z", bootId: "z", storeId: "z" }));
-    await directory.announce(announce({ node: "b", bootId: "b", storeId: "b", holdingList: [holding("b", HoldingState.FILLING)] }));
+    await directory.announce(
+      announce({ node: "b", bootId: "b", storeId: "b", holdingList: [holding("b", HoldingState.FILLING)] }),
+    );
     await directory.announce(announce({ node: "c", bootId: "c", storeId: "c" }));
-    await directory.announce(announce({ node: "d", bootId: "d", storeId: "d", holdingList: [holding("d", HoldingState.DAMAGED)] }));
-    t.same((await directory.lookup(SOURCE, 0)).map(({ node }) => node), ["c", "z", "b"]);
+    await directory.announce(
+      announce({ node: "d", bootId: "d", storeId: "d", holdingList: [holding("d", HoldingState.DAMAGED)] }),
+    );
+    t.same(
+      (await directory.lookup(SOURCE, 0)).map(({ node }) => node),
+      ["c", "z", "b"],
+    );
   });
 
-  test("fencing: a late or repeated announce changes nothing, a lower epoch is told the higher one", async (t, { directory }) => {
+  test("fencing: a late or repeated announce changes nothing, a lower epoch is told the higher one", async (t, {
+    directory,
+  }) => {
     await directory.announce(announce({ sequence: 5n, address: "127.0.0.1:5" }));
     t.equal(await verdict(directory, announce({ sequence: 4n, address: "127.0.0.1:4" })), AnnounceVerdict.ACCEPTED);
     t.equal(await verdict(directory, announce({ sequence: 5n, address: "127.0.0.1:4" })), AnnounceVerdict.ACCEPTED);
     t.match(await directory.nodes(), [{ address: "127.0.0.1:5" }]);
-    t.match(await directory.announce(announce({ epoch: 9n, sequence: 99n })), { verdict: AnnounceVerdict.STALE, knownEpoch: 10n });
-    t.match(await directory.announce(announce({ epoch: 10n, sequence: 99n, bootId: "boot-2" })), { verdict: AnnounceVerdict.STALE, knownEpoch: 10n });
-    t.equal(await verdict(directory, announce({ epoch: 11n, bootId: "boot-2", address: "127.0.0.1:6" })), AnnounceVerdict.ACCEPTED, "a restart of the same store");
+    t.match(await directory.announce(announce({ epoch: 9n, sequence: 99n })), {
+      verdict: AnnounceVerdict.STALE,
+      knownEpoch: 10n,
+    });
+    t.match(await directory.announce(announce({ epoch: 10n, sequence: 99n, bootId: "boot-2" })), {
+      verdict: AnnounceVerdict.STALE,
+      knownEpoch: 10n,
+    });
+    t.equal(
+      await verdict(directory, announce({ epoch: 11n, bootId: "boot-2", address: "127.0.0.1:6" })),
+      AnnounceVerdict.ACCEPTED,
+      "a restart of the same store",
+    );
     t.match(await directory.nodes(), [{ address: "127.0.0.1:6", epoch: 11n }]);
   });
 
-  test("a second live node of one name is refused with the first one's address, until the first is lost", async (t, { directory, advance }) => {
+  test("a second live node of one name is refused with the first one's address, until the first is lost", async (t, {
+    directory,
+    advance,
+  }) => {
     await directory.announce(announce());
     const second = announce({ bootId: "boot-2", storeId: "store-2", epoch: 20n, address: "127.0.0.1:2" });
     t.match(await directory.announce(second), { verdict: AnnounceVerdict.NAME_TAKEN, takenBy: "127.0.0.1:1" });
@@ -93,7 +131,10 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
   test("a store under a new name replaces the old node at once", async (t, { directory }) => {
     await directory.announce(announce());
     await directory.announce(announce({ node: "renamed", bootId: "boot-2", epoch: 11n }));
-    t.same((await directory.nodes()).map(({ name }) => name), ["renamed"]);
+    t.same(
+      (await directory.nodes()).map(({ name }) => name),
+      ["renamed"],
+    );
   });
 
   test("holdings that did not change are left out; a directory that lacks them asks", async (t, { directory }) => {
@@ -104,10 +145,16 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
     await directory.announce(announce());
     t.equal(await verdict(directory, without), AnnounceVerdict.ACCEPTED);
     t.equal((await directory.lookup(SOURCE, 0)).length, 1, "they stay");
-    t.equal(await verdict(directory, create(AnnounceRequestSchema, { ...short, sequence: 3n, holdingsRevision: 2n })), AnnounceVerdict.RESEND);
+    t.equal(
+      await verdict(directory, create(AnnounceRequestSchema, { ...short, sequence: 3n, holdingsRevision: 2n })),
+      AnnounceVerdict.RESEND,
+    );
   });
 
-  test("a node that falls silent is lost, is not looked up, and is forgotten later; one that left is gone at once", async (t, { directory, advance }) => {
+  test("a node that falls silent is lost, is not looked up, and is forgotten later; one that left is gone at once", async (t, {
+    directory,
+    advance,
+  }) => {
     await directory.announce(announce());
     await advance(2900);
     t.match(await directory.nodes(), [{ state: NodeState.READY }]);
@@ -137,16 +184,25 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
     t.same(await directory.near("entirely different"), []);
   });
 
-  test("holdings are workers; those whose identity stock GPU clients ask for are not, from DRAM", async (t, { directory }) => {
+  test("holdings are workers; those whose identity stock GPU clients ask for are not, from DRAM", async (t, {
+    directory,
+  }) => {
     const stock = create(SourceIdentitySchema, { modelName: "m", mxVersion: "0.5.0" });
     const hidden = holding("b");
-    hidden.identities = [{ $typeName: "weightline.common.v1.IdentityRank", identity: stock, rank: 0, sourceId: computeSourceId(stock) }];
+    hidden.identities = [
+      { $typeName: "weightline.common.v1.IdentityRank", identity: stock, rank: 0, sourceId: computeSourceId(stock) },
+    ];
     await directory.announce(announce({ holdingList: [holding("a"), hidden, holding("c", HoldingState.FILLING)] }));
     const workers = await directory.workers({});
-    t.same(workers.map(({ workerId, status, metadata }) => [workerId, status, metadata.accelerator, metadata.workerGrpcEndpoint]).sort(), [
-      [`${"a".repeat(32)}-0`, SourceStatus.READY, "cpu", "127.0.0.1:1"],
-      [`${"c".repeat(32)}-0`, SourceStatus.INITIALIZING, "cpu", "127.0.0.1:1"],
-    ]);
+    t.same(
+      workers
+        .map(({ workerId, status, metadata }) => [workerId, status, metadata.accelerator, metadata.workerGrpcEndpoint])
+        .sort(),
+      [
+        [`${"a".repeat(32)}-0`, SourceStatus.READY, "cpu", "127.0.0.1:1"],
+        [`${"c".repeat(32)}-0`, SourceStatus.INITIALIZING, "cpu", "127.0.0.1:1"],
+      ],
+    );
     t.match(await directory.worker(SOURCE, `${"a".repeat(32)}-0`), { node: "n" });
     t.match(await directory.sources("m"), [{ sourceId: SOURCE, modelName: "m", workers: [{}, {}] }]);
     t.same(await directory.sources("M"), [], "model names are case-sensitive");
@@ -154,10 +210,24 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
 
   const stockIdentity = create(SourceIdentitySchema, { modelName: "stock", mxVersion: "0.5.0" });
   const stockSource = computeSourceId(stockIdentity);
-  const update = (directory: Directory, workerId: string, rank: number, status: SourceStatus = SourceStatus.READY, sourceLoad?: number) => directory.updateStatus({ sourceId: stockSource, workerId, rank, status, sourceLoad });
+  const update = (
+    directory: Directory,
+    workerId: string,
+    rank: number,
+    status: SourceStatus = SourceStatus.READY,
+    sourceLoad?: number,
+  ) => directory.updateStatus({ sourceId: stockSource, workerId, rank, status, sourceLoad });
 
-  test("stock workers: ready after their heartbeat, stale without, forgotten later", async (t, { directory, advance }) => {
-    await directory.publish({ sourceId: stockSource, workerId: "w", identity: stockIdentity, metadata: create(WorkerMetadataSchema, { workerRank: 1, status: SourceStatus.READY }) });
+  test("stock workers: ready after their heartbeat, stale without, forgotten later", async (t, {
+    directory,
+    advance,
+  }) => {
+    await directory.publish({
+      sourceId: stockSource,
+      workerId: "w",
+      identity: stockIdentity,
+      metadata: create(WorkerMetadataSchema, { workerRank: 1, status: SourceStatus.READY }),
+    });
     t.same(await directory.workers({ status: SourceStatus.READY }), [], "a fresh publish is not ready");
     t.equal(await update(directory, "w", 1, SourceStatus.READY, 0.5), true);
     t.match(await directory.workers({ status: SourceStatus.READY }), [{ workerId: "w", sourceLoad: 0.5 }]);
@@ -173,26 +243,57 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
     t.same(await directory.workers({}), []);
   });
 
-  test("a second publish of a live worker does not hide it; one that never became ready goes", async (t, { directory, advance }) => {
-    await directory.publish({ sourceId: stockSource, workerId: "w", identity: stockIdentity, metadata: create(WorkerMetadataSchema, { workerRank: 0 }) });
+  test("a second publish of a live worker does not hide it; one that never became ready goes", async (t, {
+    directory,
+    advance,
+  }) => {
+    await directory.publish({
+      sourceId: stockSource,
+      workerId: "w",
+      identity: stockIdentity,
+      metadata: create(WorkerMetadataSchema, { workerRank: 0 }),
+    });
     await update(directory, "w", 0);
-    await directory.publish({ sourceId: stockSource, workerId: "w", identity: stockIdentity, metadata: create(WorkerMetadataSchema, { workerRank: 0, status: SourceStatus.INITIALIZING }) });
+    await directory.publish({
+      sourceId: stockSource,
+      workerId: "w",
+      identity: stockIdentity,
+      metadata: create(WorkerMetadataSchema, { workerRank: 0, status: SourceStatus.INITIALIZING }),
+    });
     t.equal((await directory.workers({ status: SourceStatus.READY })).length, 1);
-    await directory.publish({ sourceId: stockSource, workerId: "never", identity: stockIdentity, metadata: create(WorkerMetadataSchema, { workerRank: 0 }) });
+    await directory.publish({
+      sourceId: stockSource,
+      workerId: "never",
+      identity: stockIdentity,
+      metadata: create(WorkerMetadataSchema, { workerRank: 0 }),
+    });
     await advance(options.gcTimeoutMs + 100);
     t.same(await directory.workers({}), []);
   });
 
-  test("one worker id with several ranks: listed by the last, got by the lowest; odd ids are ordinary ids", async (t, { directory, advance }) => {
+  test("one worker id with several ranks: listed by the last, got by the lowest; odd ids are ordinary ids", async (t, {
+    directory,
+    advance,
+  }) => {
     for (const rank of [3, 1, 2]) {
-      await directory.publish({ sourceId: stockSource, workerId: "w", identity: stockIdentity, metadata: create(WorkerMetadataSchema, { workerRank: rank }) });
+      await directory.publish({
+        sourceId: stockSource,
+        workerId: "w",
+        identity: stockIdentity,
+        metadata: create(WorkerMetadataSchema, { workerRank: rank }),
+      });
       await advance(1);
     }
     t.match(await directory.workers({}), [{ rank: 2 }]);
     t.match(await directory.worker(stockSource, "w"), { rank: 1 });
     const odd = ["a:b", "status:0", "__proto__", "__attributes__", "constructor", "x".repeat(500)];
     for (const workerId of odd) {
-      await directory.publish({ sourceId: stockSource, workerId, identity: stockIdentity, metadata: create(WorkerMetadataSchema, { workerRank: 0 }) });
+      await directory.publish({
+        sourceId: stockSource,
+        workerId,
+        identity: stockIdentity,
+        metadata: create(WorkerMetadataSchema, { workerRank: 0 }),
+      });
       t.match(await directory.worker(stockSource, workerId), { workerId });
     }
     t.equal((await directory.workers({})).length, odd.length + 1);

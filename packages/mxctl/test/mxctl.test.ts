@@ -20,7 +20,16 @@ const fail = () => {
     throw failure;
   }
 };
-const holding = create(HoldingSchema, { holdingId: "a".repeat(32), state: HoldingState.FILLING, tier: Tier.DRAM, totalBytes: 2n ** 52n, verifiedBytes: 2n ** 51n, items: 3n, leases: 2, identities: [{ identity: filesIdentity("m", "r".repeat(40)), rank: 1, sourceId: "f".repeat(16) }] });
+const holding = create(HoldingSchema, {
+  holdingId: "a".repeat(32),
+  state: HoldingState.FILLING,
+  tier: Tier.DRAM,
+  totalBytes: 2n ** 52n,
+  verifiedBytes: 2n ** 51n,
+  items: 3n,
+  leases: 2,
+  identities: [{ identity: filesIdentity("m", "r".repeat(40)), rank: 1, sourceId: "f".repeat(16) }],
+});
 const requests: object[] = [];
 const server = await createGrpcServer({
   bind: ["127.0.0.1"],
@@ -30,10 +39,39 @@ const server = await createGrpcServer({
     route(NodeService, {
       listNodes() {
         fail();
-        return { nodes: [{ name: "n1", state: NodeState.READY, epoch: 5n, address: "h:1", lastSeenMs: 9n, memory: { limit: 10n, used: 5n }, holdings: [holding] }, { name: "n2", state: NodeState.LOST }] };
+        return {
+          nodes: [
+            {
+              name: "n1",
+              state: NodeState.READY,
+              epoch: 5n,
+              address: "h:1",
+              lastSeenMs: 9n,
+              memory: { limit: 10n, used: 5n },
+              holdings: [holding],
+            },
+            { name: "n2", state: NodeState.LOST },
+          ],
+        };
       },
       listSources: () => ({ sources: [] }),
-      listTransfers: () => ({ transfers: [{ modelName: "m", node: "n1", parent: "n0", transport: "stream", state: TransferState.RUNNING, verifiedBytes: 1n, totalBytes: 2n, bytesPerS: 1.4, percentOfBound: 97.26, blame: "wire" }], silentNodes: ["n2"] }),
+      listTransfers: () => ({
+        transfers: [
+          {
+            modelName: "m",
+            node: "n1",
+            parent: "n0",
+            transport: "stream",
+            state: TransferState.RUNNING,
+            verifiedBytes: 1n,
+            totalBytes: 2n,
+            bytesPerS: 1.4,
+            percentOfBound: 97.26,
+            blame: "wire",
+          },
+        ],
+        silentNodes: ["n2"],
+      }),
       async *fillNodes(request) {
         requests.push(request);
         fail();
@@ -54,7 +92,12 @@ await mountLocalRpc(http, {
         requests.push(request);
         fail();
         yield { event: { case: "progress", value: { state: "loading", verifiedBytes: 1n, totalBytes: 2n } } };
-        yield { event: { case: "loaded", value: { sourceId: "f".repeat(16), holding, ignoredFiles: ["x.bin"], warnings: ["odd"] } } };
+        yield {
+          event: {
+            case: "loaded",
+            value: { sourceId: "f".repeat(16), holding, ignoredFiles: ["x.bin"], warnings: ["odd"] },
+          },
+        };
       },
       async *pull() {
         fail();
@@ -75,7 +118,8 @@ t.teardown(async () => {
   rmSync(folder, { recursive: true });
 });
 const endpoint = `127.0.0.1:${server.port}`;
-const run = (...parameters: string[]): Promise<Finished> => mxctl(["--endpoint", endpoint, "--socket", socket, ...parameters]);
+const run = (...parameters: string[]): Promise<Finished> =>
+  mxctl(["--endpoint", endpoint, "--socket", socket, ...parameters]);
 
 t.test("nodes: table, wide, json, yaml", async (t) => {
   const json = JSON.parse((await run("--output", "json", "nodes")).stdout);
@@ -86,7 +130,21 @@ t.test("nodes: table, wide, json, yaml", async (t) => {
     address: "h:1",
     last_seen_ms: 9,
     memory: { limit: 10, used: 5 },
-    holdings: [{ source_id: "f".repeat(16), object_digest: "", model_name: "m", revision: "r".repeat(40), rank: 1, state: "filling", verified_bytes: 2 ** 51, total_bytes: 2 ** 52, tier: "dram", leases: 2, holding_id: "a".repeat(32) }],
+    holdings: [
+      {
+        source_id: "f".repeat(16),
+        object_digest: "",
+        model_name: "m",
+        revision: "r".repeat(40),
+        rank: 1,
+        state: "filling",
+        verified_bytes: 2 ** 51,
+        total_bytes: 2 ** 52,
+        tier: "dram",
+        leases: 2,
+        holding_id: "a".repeat(32),
+      },
+    ],
     version: "",
   });
   t.match(json[1], { name: "n2", state: "lost", holdings: [] });
@@ -101,16 +159,49 @@ t.test("nodes: table, wide, json, yaml", async (t) => {
 
 t.test("transfers, sources", async (t) => {
   const done = await run("transfers", "--output", "json");
-  t.match(JSON.parse(done.stdout), [{ model_name: "m", node: "n1", parent: "n0", state: "running", bytes_per_s: 1, percent_of_bound: 97.3, blame: "wire" }]);
+  t.match(JSON.parse(done.stdout), [
+    {
+      model_name: "m",
+      node: "n1",
+      parent: "n0",
+      state: "running",
+      bytes_per_s: 1,
+      percent_of_bound: 97.3,
+      blame: "wire",
+    },
+  ]);
   t.match(done.stderr, /did not answer: n2/);
   t.match((await run("sources")).stdout, /^no sources\n$/);
   t.same(JSON.parse((await run("sources", "--output", "json")).stdout), []);
 });
 
 t.test("load: the caller's directory, all flags, what was ignored", async (t) => {
-  const done = await mxctl(["--socket", socket, "load", "./x", "--model-name", "m", "--rank", "2", "--revision", "r", "--replace", "--output", "json"], { cwd: folder });
+  const done = await mxctl(
+    [
+      "--socket",
+      socket,
+      "load",
+      "./x",
+      "--model-name",
+      "m",
+      "--rank",
+      "2",
+      "--revision",
+      "r",
+      "--replace",
+      "--output",
+      "json",
+    ],
+    { cwd: folder },
+  );
   t.equal(done.code, 0, done.stderr);
-  t.match(JSON.parse(done.stdout), { source_id: "f".repeat(16), object_digest: "", total_bytes: 2 ** 52, items: 3, ignored_files: ["x.bin"] });
+  t.match(JSON.parse(done.stdout), {
+    source_id: "f".repeat(16),
+    object_digest: "",
+    total_bytes: 2 ** 52,
+    items: 3,
+    ignored_files: ["x.bin"],
+  });
   t.match(requests.at(-1), { path: `${folder}/x`, modelName: "m", rank: 2, revision: "r", replace: true });
   t.match((await run("load", "/x", "--model-name", "m")).stdout, /ignored files +x.bin\nwarning +odd/);
 });
@@ -124,10 +215,25 @@ t.test("pull --nodes: each node's end, and the failing one's exit code", async (
 });
 
 t.test("exit codes: one for each kind of failure, one line with a way out", async (t) => {
-  const kinds: Array<[ErrorCode, number]> = [["NotFound", 3], ["Unavailable", 4], ["DeadlineExceeded", 1], ["Refused", 1], ["InvalidArgument", 2], ["PermissionDenied", 5], ["ResourceExhausted", 1], ["Corrupt", 1], ["InUse", 6], ["AlreadyExists", 6]];
+  const kinds: Array<[ErrorCode, number]> = [
+    ["NotFound", 3],
+    ["Unavailable", 4],
+    ["DeadlineExceeded", 1],
+    ["Refused", 1],
+    ["InvalidArgument", 2],
+    ["PermissionDenied", 5],
+    ["ResourceExhausted", 1],
+    ["Corrupt", 1],
+    ["InUse", 6],
+    ["AlreadyExists", 6],
+  ];
   for (const [code, exit] of kinds) {
     failure = new WeightlineError(code, `a failure of kind ${code}`, { wayOut: "do something" });
-    for (const command of [["evict", "--model-name", "m"], ["load", "/x", "--model-name", "m"], ["pull", "--model-name", "m"]]) {
+    for (const command of [
+      ["evict", "--model-name", "m"],
+      ["load", "/x", "--model-name", "m"],
+      ["pull", "--model-name", "m"],
+    ]) {
       const done = await run(...command);
       t.equal(done.code, exit, `${code}: ${command[0]}`);
       t.equal(done.stderr, `mxctl: a failure of kind ${code}; way out: do something\n`);
@@ -181,14 +287,25 @@ t.test("who cannot be reached is named: exit 4; -v tells why", async (t) => {
 t.test("precedence: flag, environment, file", async (t) => {
   writeFileSync(`${folder}/mxctl.yaml`, `endpoint: ${endpoint}\noutput: json\n`);
   t.equal(JSON.parse((await mxctl(["--config", `${folder}/mxctl.yaml`, "nodes"])).stdout).length, 2);
-  t.equal((await mxctl(["--config", `${folder}/mxctl.yaml`, "nodes"], { env: { MODEL_EXPRESS_ENDPOINT: "127.0.0.1:1" } })).code, 4);
-  t.equal((await mxctl(["--endpoint", endpoint, "nodes"], { env: { MODEL_EXPRESS_ENDPOINT: "http://127.0.0.1:1" } })).code, 0);
+  t.equal(
+    (await mxctl(["--config", `${folder}/mxctl.yaml`, "nodes"], { env: { MODEL_EXPRESS_ENDPOINT: "127.0.0.1:1" } }))
+      .code,
+    4,
+  );
+  t.equal(
+    (await mxctl(["--endpoint", endpoint, "nodes"], { env: { MODEL_EXPRESS_ENDPOINT: "http://127.0.0.1:1" } })).code,
+    0,
+  );
   writeFileSync(`${folder}/wrong.yaml`, "endpiont: x\n");
   t.match((await mxctl(["--config", `${folder}/wrong.yaml`, "nodes"])).stderr, /setting endpiont is not known/);
 });
 
 t.test("output that pipes: a reader that leaves is no failure", async (t) => {
-  const done = await runCommand(["bash", "-c", `set -o pipefail; for i in 1 2 3; do ${process.execPath} ${ROOT}packages/mxctl/src/main.ts --endpoint ${endpoint} nodes --output json | head -n 1; done`]);
+  const done = await runCommand([
+    "bash",
+    "-c",
+    `set -o pipefail; for i in 1 2 3; do ${process.execPath} ${ROOT}packages/mxctl/src/main.ts --endpoint ${endpoint} nodes --output json | head -n 1; done`,
+  ]);
   t.equal(done.code, 0, done.stderr);
   t.equal(done.stdout, "[\n[\n[\n");
 });

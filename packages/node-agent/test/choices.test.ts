@@ -11,20 +11,43 @@ import { moverEndpoint } from "../src/peers/peer-service.ts";
 import { createLinkRate, linkRate } from "../src/transfers/link-rate.ts";
 import { blameOf } from "../src/transfers/transfer-log.ts";
 
-function candidate(node: string, object: string, state: HoldingState = HoldingState.COMPLETE, verified = 100): Candidate {
+function candidate(
+  node: string,
+  object: string,
+  state: HoldingState = HoldingState.COMPLETE,
+  verified = 100,
+): Candidate {
   const complete = state === HoldingState.COMPLETE;
-  return { node, address: "h:1", epoch: 1n, holding: create(HoldingSchema, { holdingId: node.repeat(32).slice(0, 32), state, objectDigest: complete ? Buffer.from(object.repeat(64).slice(0, 64), "hex") : new Uint8Array(), originHoldingId: object.repeat(32).slice(0, 32), layoutDigest: Buffer.from("aa", "hex"), verifiedBytes: BigInt(verified) }) };
+  return {
+    node,
+    address: "h:1",
+    epoch: 1n,
+    holding: create(HoldingSchema, {
+      holdingId: node.repeat(32).slice(0, 32),
+      state,
+      objectDigest: complete ? Buffer.from(object.repeat(64).slice(0, 64), "hex") : new Uint8Array(),
+      originHoldingId: object.repeat(32).slice(0, 32),
+      layoutDigest: Buffer.from("aa", "hex"),
+      verifiedBytes: BigInt(verified),
+    }),
+  };
 }
 
-t.test("which object: most complete holders, then the lower digest; which holder: complete, fuller, by name", async (t) => {
-  const nodes = (candidates: Candidate[]) => chooseObject(candidates).map(({ node }) => node);
-  t.same(nodes([candidate("x", "b"), candidate("y", "a")]), ["y"], "a tie: the lower digest");
-  t.same(nodes([candidate("x", "b"), candidate("y", "a"), candidate("w", "b")]), ["w", "x"]);
-  t.same(nodes([candidate("x", "b"), candidate("y", "c", HoldingState.FILLING)]), ["x"]);
-  t.same(nodes([candidate("x", "c", HoldingState.FILLING, 1), candidate("y", "c", HoldingState.FILLING, 9)]), ["y", "x"]);
-  t.same(nodes([candidate("x", "b", HoldingState.DAMAGED), candidate("y", "b", HoldingState.EVICTING)]), []);
-  t.same(nodes([]), []);
-});
+t.test(
+  "which object: most complete holders, then the lower digest; which holder: complete, fuller, by name",
+  async (t) => {
+    const nodes = (candidates: Candidate[]) => chooseObject(candidates).map(({ node }) => node);
+    t.same(nodes([candidate("x", "b"), candidate("y", "a")]), ["y"], "a tie: the lower digest");
+    t.same(nodes([candidate("x", "b"), candidate("y", "a"), candidate("w", "b")]), ["w", "x"]);
+    t.same(nodes([candidate("x", "b"), candidate("y", "c", HoldingState.FILLING)]), ["x"]);
+    t.same(nodes([candidate("x", "c", HoldingState.FILLING, 1), candidate("y", "c", HoldingState.FILLING, 9)]), [
+      "y",
+      "x",
+    ]);
+    t.same(nodes([candidate("x", "b", HoldingState.DAMAGED), candidate("y", "b", HoldingState.EVICTING)]), []);
+    t.same(nodes([]), []);
+  },
+);
 
 t.test("what was begun goes on with the same object only", async (t) => {
   const target = targetOf(candidate("x", "a").holding);
@@ -87,7 +110,11 @@ t.test("one fill for all who want the same; it outlives those who leave, and end
   t.equal(await second.done, 1);
   t.equal(started, 1);
   t.equal(board.find("k"), undefined);
-  const hanging = board.start("k", (_report, signal) => new Promise((_, reject) => signal.addEventListener("abort", () => reject(new Error("cancelled")))));
+  const hanging = board.start(
+    "k",
+    (_report, signal) =>
+      new Promise((_, reject) => signal.addEventListener("abort", () => reject(new Error("cancelled")))),
+  );
   await board.cancelAll();
   await t.rejects(hanging.done, /cancelled/);
 });

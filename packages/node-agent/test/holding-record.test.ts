@@ -10,11 +10,37 @@ const folder = mkdtempSync(`${tmpdir()}/weightline-record-`);
 t.teardown(() => rmSync(folder, { recursive: true }));
 const path = `${folder}/record.json`;
 
-const full = create(SourceIdentitySchema, { modelName: "Org/Name", mxVersion: "0.5.0", mxSourceType: 3, backendFramework: 1, tensorParallelSize: 8, dtype: "BF16", extraParameters: { Foo: "A", __proto__x: "b" }, revision: "R", gpuArch: "SM100" });
+const full = create(SourceIdentitySchema, {
+  modelName: "Org/Name",
+  mxVersion: "0.5.0",
+  mxSourceType: 3,
+  backendFramework: 1,
+  tensorParallelSize: 8,
+  dtype: "BF16",
+  extraParameters: { Foo: "A", __proto__x: "b" },
+  revision: "R",
+  gpuArch: "SM100",
+});
 const record: HoldingRecord = {
-  identities: [{ identity: filesIdentity("m"), rank: 0 }, { identity: full, rank: 7 }],
+  identities: [
+    { identity: filesIdentity("m"), rank: 0 },
+    { identity: full, rank: 7 },
+  ],
   state: "complete",
-  source: { kind: "load", path: "/m", files: [{ path: "a", source: "/m/a", bytes: 2n ** 60n, mtimeNs: 1_700_000_000_123_456_789n, inode: 2n ** 63n, device: 5n }] },
+  source: {
+    kind: "load",
+    path: "/m",
+    files: [
+      {
+        path: "a",
+        source: "/m/a",
+        bytes: 2n ** 60n,
+        mtimeNs: 1_700_000_000_123_456_789n,
+        inode: 2n ** 63n,
+        device: 5n,
+      },
+    ],
+  },
   origin: "a".repeat(32),
   layoutDigest: "b".repeat(64),
   objectDigest: "c".repeat(64),
@@ -25,10 +51,21 @@ t.test("what is written is read back: 64-bit numbers, original case, the same so
   await writeRecord(folder, record);
   const read = await readRecord(folder);
   t.same(read?.source, record.source);
-  t.same(read?.identities.map(({ identity }) => computeSourceId(identity)), record.identities.map(({ identity }) => computeSourceId(identity)));
+  t.same(
+    read?.identities.map(({ identity }) => computeSourceId(identity)),
+    record.identities.map(({ identity }) => computeSourceId(identity)),
+  );
   t.match(read, { state: "complete", origin: record.origin, objectDigest: record.objectDigest });
   const json = JSON.parse(readFileSync(path, "utf8"));
-  t.match(json, { format: 1, min_reader: 1, layout_digest: record.layoutDigest, identities: [{}, { rank: 7, identity: { model_name: "Org/Name", extra_parameters: { Foo: "A" }, tensor_parallel_size: 8 } }] });
+  t.match(json, {
+    format: 1,
+    min_reader: 1,
+    layout_digest: record.layoutDigest,
+    identities: [
+      {},
+      { rank: 7, identity: { model_name: "Org/Name", extra_parameters: { Foo: "A" }, tensor_parallel_size: 8 } },
+    ],
+  });
 });
 
 t.test("no record, a newer one, and every field that is wrong", async (t) => {
@@ -57,7 +94,11 @@ t.test("no record, a newer one, and every field that is wrong", async (t) => {
   ];
   for (const [name, value, field] of wrong) {
     writeFileSync(path, JSON.stringify({ ...good, [name]: value }));
-    await t.rejects(readRecord(folder), { code: "Corrupt", ...(field === "" ? {} : { field }) }, `${name}: ${JSON.stringify(value)}`);
+    await t.rejects(
+      readRecord(folder),
+      { code: "Corrupt", ...(field === "" ? {} : { field }) },
+      `${name}: ${JSON.stringify(value)}`,
+    );
   }
   for (const text of ["", "{", "[]", "null", '"x"', "\u0000"]) {
     writeFileSync(path, text);

@@ -24,11 +24,30 @@ const workerId = `${holding?.holdingId}-3`;
 
 t.test("GetTensorManifest: names, sizes and dtypes; worker_id is optional, and checked when it is there", async (t) => {
   const manifest = await worker.getTensorManifest({ mxSourceId });
-  t.match(manifest, { mxSourceId, workerId, workerRank: 3, accelerator: "cpu", agentName: "a", tensors: [{ name: "a", dtype: "BF16", size: 12n }, { name: "b", dtype: "F32", size: 16n }] });
+  t.match(manifest, {
+    mxSourceId,
+    workerId,
+    workerRank: 3,
+    accelerator: "cpu",
+    agentName: "a",
+    tensors: [
+      { name: "a", dtype: "BF16", size: 12n },
+      { name: "b", dtype: "F32", size: 16n },
+    ],
+  });
   t.match(await worker.getTensorManifest({ mxSourceId, workerId }), { workerId });
-  await t.rejects(worker.getTensorManifest({}), { code: Code.InvalidArgument, rawMessage: "mx_source_id is required for tensor reads" });
-  await t.rejects(worker.getTensorManifest({ mxSourceId: "0".repeat(16) }), { code: Code.FailedPrecondition, rawMessage: `mx_source_id mismatch: expected ${mxSourceId}, got ${"0".repeat(16)}` });
-  await t.rejects(worker.getTensorManifest({ mxSourceId, workerId: "" }), { code: Code.FailedPrecondition, rawMessage: /^worker_id mismatch: / });
+  await t.rejects(worker.getTensorManifest({}), {
+    code: Code.InvalidArgument,
+    rawMessage: "mx_source_id is required for tensor reads",
+  });
+  await t.rejects(worker.getTensorManifest({ mxSourceId: "0".repeat(16) }), {
+    code: Code.FailedPrecondition,
+    rawMessage: `mx_source_id mismatch: expected ${mxSourceId}, got ${"0".repeat(16)}`,
+  });
+  await t.rejects(worker.getTensorManifest({ mxSourceId, workerId: "" }), {
+    code: Code.FailedPrecondition,
+    rawMessage: /^worker_id mismatch: /,
+  });
   await t.rejects(worker.getTensorManifest({ mxSourceId, workerId: "x" }), { code: Code.FailedPrecondition });
 });
 
@@ -37,11 +56,17 @@ t.test("tensor reads: a lease that keeps the memory, released once", async (t) =
   t.equal(manifest?.tensors.length, 2);
   t.equal((await cluster.mxctl(["evict", "--model-name", "m", "--rank", "3"], agent)).code, 6, "it is leased");
   await worker.releaseTensorRead({ mxSourceId, leaseId });
-  await t.rejects(worker.releaseTensorRead({ mxSourceId, leaseId }), { code: Code.NotFound, rawMessage: `tensor read lease not found or expired: ${leaseId}` });
+  await t.rejects(worker.releaseTensorRead({ mxSourceId, leaseId }), {
+    code: Code.NotFound,
+    rawMessage: `tensor read lease not found or expired: ${leaseId}`,
+  });
 });
 
 t.test("artifact calls: none here", async (t) => {
-  await t.rejects(worker.getArtifactManifestHeader({ mxSourceId, artifactId: "x" }), { code: Code.NotFound, rawMessage: "artifact manifest is not available for this worker" });
+  await t.rejects(worker.getArtifactManifestHeader({ mxSourceId, artifactId: "x" }), {
+    code: Code.NotFound,
+    rawMessage: "artifact manifest is not available for this worker",
+  });
 });
 
 t.test("Open: epochs, versions and digests that do not fit are refused in words", async (t) => {
@@ -56,18 +81,33 @@ t.test("Open: epochs, versions and digests that do not fit are refused in words"
   };
   t.match(await open({ epoch: 5n }), { code: "Refused", field: "epoch", value: "5" });
   t.match(await open({ minVersion: 2, maxVersion: 9 }), { code: "Refused", field: "max_version", limit: "1 to 1" });
-  t.match(await open({ algorithm: "sha-256" }), { code: "Refused", field: "--digest", value: "xxh3-128", limit: "sha-256" });
+  t.match(await open({ algorithm: "sha-256" }), {
+    code: "Refused",
+    field: "--digest",
+    value: "xxh3-128",
+    limit: "sha-256",
+  });
   t.match(await open({ holdingId: "0".repeat(32) }), { code: "NotFound" });
   const opened = await peer.open({ ...request, streams: 99 });
   t.equal(opened.tickets.length, 4, "at most four streams");
   t.match(opened.endpoints, [{ transport: "stream", address: agent.dataAddress }]);
-  t.match(await peer.find({ subject: { case: "objectDigest", value: holding?.objectDigest ?? new Uint8Array() } }), { node: "a", holdings: [{ holdingId: request.holdingId }] });
-  t.same((await peer.reportDamage({ holdingId: request.holdingId, chunks: [0n], child: "liar" })).confirmed, false, "it digests its own copy before it believes");
+  t.match(await peer.find({ subject: { case: "objectDigest", value: holding?.objectDigest ?? new Uint8Array() } }), {
+    node: "a",
+    holdings: [{ holdingId: request.holdingId }],
+  });
+  t.same(
+    (await peer.reportDamage({ holdingId: request.holdingId, chunks: [0n], child: "liar" })).confirmed,
+    false,
+    "it digests its own copy before it believes",
+  );
 });
 
 t.test("draining: tensor source is draining, nothing new is opened", async (t) => {
   t.equal((await cluster.mxctl(["drain"], agent)).code, 0);
-  await t.rejects(worker.getTensorManifest({ mxSourceId }), { code: Code.Unavailable, rawMessage: "tensor source is draining" });
+  await t.rejects(worker.getTensorManifest({ mxSourceId }), {
+    code: Code.Unavailable,
+    rawMessage: "tensor source is draining",
+  });
   await t.rejects(peer.open({ holdingId: holding?.holdingId ?? "" }), { code: Code.Unavailable });
   await t.rejects(agent.python('agent.acquire(model_name="m", rank=3)'), /Unavailable: this node is draining/);
   t.equal((await fetch(`http://127.0.0.1:${agent.metricsPort}/readyz`)).status, 503);

@@ -1,6 +1,14 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { effectiveText, helpText, option, optionTypes, readConfiguration, sampleText, type WeightlineError } from "@weightline/runtime";
+import {
+  effectiveText,
+  helpText,
+  option,
+  optionTypes,
+  readConfiguration,
+  sampleText,
+  type WeightlineError,
+} from "@weightline/runtime";
 import t from "tap";
 import { parse } from "yaml";
 

@@ -53,11 +53,13 @@ step_node() {
 
 step_packages() {
   local want
-  want=$(hash_of pnpm-lock.yaml pnpm-workspace.yaml package.json packages/*/package.json)
+  want=$(hash_of .taprc pnpm-lock.yaml pnpm-workspace.yaml package.json packages/*/package.json)
   fits packages "$want" && [ -d node_modules ] && return 0
   say "packages"
   local log=$tools/packages.log
   pnpm install --frozen-lockfile >"$log" 2>&1 || { cat "$log" >&2; die "pnpm install failed"; }
+  # tap's test module is made for the plugins of .taprc, inside node_modules: anew after every install.
+  node_modules/.bin/tap build >>"$log" 2>&1 || { cat "$log" >&2; die "tap build failed"; }
   stamp packages "$want"
 }
 

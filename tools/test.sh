@@ -22,7 +22,6 @@ run_tap() {
   local name=$1 jobs=$2
   shift 2
   echo "== tests: $name"
-  [ -d .tap/plugins ] || tap build >/dev/null 2>&1
   tap --reporter=tap --jobs="$jobs" "$@" >".tap/$name.tap" 2>".tap/$name.log"
   local code=$?
   grep -E '^(ok|not ok) ' ".tap/$name.tap"

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from .agent import Agent
 
 
+_EMPTY = memoryview(b"")
+
+
 def _map(descriptor: int, nbytes: int) -> memoryview:
     """A read-only view of a whole file; the mapping lives as long as any view of it."""
     if nbytes == 0:
-        return memoryview(b"")
+        return _EMPTY
     actual = os.fstat(descriptor).st_size
     if actual < nbytes:
         raise Corrupt(f"a segment has {actual} bytes, its layout says {nbytes}", field="segment", value=str(actual), limit=str(nbytes))
@@ -89,9 +92,9 @@ class Held(Mapping[str, Tensor]):
         index = self._layout.find(name)
         if index < 0:
             raise KeyError(name)
-        row = self._layout.row(index)
-        data = self._segments[row.segment][row.offset : row.offset + row.nbytes] if row.nbytes else memoryview(b"")
-        return Tensor(row, data, self._count_copy)
+        segment, offset, nbytes = self._layout.place(index)
+        data = self._segments[segment][offset : offset + nbytes] if nbytes else _EMPTY
+        return Tensor(name, self._layout, index, data, self._count_copy)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

@@ -6,11 +6,13 @@ import itertools
 import json
 import struct
 import sys
-from typing import Any, Dict, List, Literal, NamedTuple, Sequence, Tuple, Union, overload
+from typing import Any, Dict, Iterator, List, Literal, NamedTuple, Sequence, Tuple, Union, overload
 
 from .errors import Corrupt, Refused
 
 _MAGIC = b"WLLAYOUT"
+# After so many searches by name a dictionary of all names pays.
+_FINDS_BEFORE_INDEX = 32
 _VERSION = 1
 _PREAMBLE = struct.Struct("<8sII")
 
@@ -76,6 +78,9 @@ class Layout:
         self._names = self._column(self._ends[n - 1] if n else 0, "B")
         # Where each row's dims begin: summed once, when the first shape is asked for.
         self._dim_starts: List[int] = []
+        self._all_names: List[str] = []
+        self._index: Dict[str, int] = {}
+        self._finds = 0
 
     @staticmethod
     def _read_header(text: bytes) -> Dict[str, Any]:
@@ -109,6 +114,11 @@ class Layout:
 
     def find(self, name: str) -> int:
         """The row of a name; -1 when there is none. Rows are in the order of name bytes."""
+        self._finds += 1
+        if self._finds > _FINDS_BEFORE_INDEX:
+            if not self._index:
+                self._index = {known: i for i, known in enumerate(self.names())}
+            return self._index.get(name, -1)
         wanted = name.encode("utf-8", "surrogatepass")
         low, high = 0, self.count
         while low < high:
@@ -119,16 +129,40 @@ class Layout:
                 high = middle
         return low if low < self.count and self.name_bytes(low) == wanted else -1
 
-    def row(self, index: int) -> Row:
+    def names(self) -> List[str]:
+        """All names, decoded once."""
+        if not self._all_names:
+            blob = bytes(self._names)
+            if blob.isascii():
+                text, start, names = blob.decode(), 0, []
+                for end in self._ends:
+                    names.append(text[start:end])
+                    start = end
+                self._all_names = names
+            else:
+                self._all_names = [self.name_bytes(i).decode() for i in range(self.count)]
+        return self._all_names
+
+    def place(self, index: int) -> Tuple[int, int, int]:
+        """Segment, offset and size of a row, inside its segment."""
         segment, offset, nbytes = self._segment_of[index], self._offsets[index], self._sizes[index]
         if nbytes and (segment >= len(self.segments) or offset + nbytes > self.segments[segment].nbytes):
             raise _corrupt(f"item {index} offset {offset} + size {nbytes} exceeds segment {segment}")
-        dtype = self._dtype_of[index]
+        return segment, offset, nbytes
+
+    def dtype(self, index: int) -> str:
+        dtype = int(self._dtype_of[index])
         if dtype >= len(self._dtypes):
             raise _corrupt(f"item {index} has no dtype")
+        return self._dtypes[dtype]
+
+    def shape(self, index: int) -> Tuple[int, ...]:
         start = self._dim_start(index)
-        shape = tuple(self._dims[start : start + self._ranks[index]])
-        return Row(self.name_bytes(index).decode(), self._dtypes[dtype], shape, segment, offset, nbytes)
+        return tuple(self._dims[start : start + self._ranks[index]])
+
+    def row(self, index: int) -> Row:
+        segment, offset, nbytes = self.place(index)
+        return Row(self.name_bytes(index).decode(), self.dtype(index), self.shape(index), segment, offset, nbytes)
 
     def _dim_start(self, index: int) -> int:
         if not self._dim_starts:
@@ -160,6 +194,9 @@ class Names(Sequence[str]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self._layout.name_bytes(index).decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layout.names())
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._layout.find(name) >= 0

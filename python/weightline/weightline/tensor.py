@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Callable, Tuple
 from .errors import Refused
 
 if TYPE_CHECKING:
-    from .layout import Row
+    from .layout import Layout
 
 # numpy's names, by safetensors' names.
 _NUMPY = {
@@ -62,28 +62,26 @@ _TORCH = {
 class Tensor:
     """`dtype` and `shape` as safetensors names them. `data` is a read-only memoryview of the bytes, never a copy."""
 
-    __slots__ = ("_count_copy", "_row", "data")
+    __slots__ = ("_count_copy", "_index", "_layout", "data", "name")
 
-    def __init__(self, row: "Row", data: memoryview, count_copy: Callable[[int], None]) -> None:
-        self._row = row
+    def __init__(self, name: str, layout: "Layout", index: int, data: memoryview, count_copy: Callable[[int], None]) -> None:
+        self.name = name
         self.data = data
+        self._layout = layout
+        self._index = index
         self._count_copy = count_copy
 
     @property
-    def name(self) -> str:
-        return self._row.name
-
-    @property
     def dtype(self) -> str:
-        return self._row.dtype
+        return self._layout.dtype(self._index)
 
     @property
     def shape(self) -> Tuple[int, ...]:
-        return self._row.shape
+        return self._layout.shape(self._index)
 
     @property
     def nbytes(self) -> int:
-        return self._row.nbytes
+        return len(self.data)
 
     def __repr__(self) -> str:
         return f"Tensor({self.name!r}, {self.dtype}, {self.shape})"
@@ -145,6 +143,6 @@ class Tensor:
 
     def _address_of(self) -> int:
         # The mapping begins at a page: the offset alone decides.
-        return self._row.offset
+        return self._layout.place(self._index)[1]
 
 

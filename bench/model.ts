@@ -1,5 +1,5 @@
 import { randomFillSync } from "node:crypto";
-import { closeSync, mkdirSync, openSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, mkdirSync, openSync, writeSync } from "node:fs";
 
 const PIECE_BYTES = 64 << 20;
 
@@ -23,6 +23,8 @@ export function writeLargeModel(folder: string, bytes: number, count = 64): stri
     piece.writeUInt32LE(left >>> 0, 0);
     writeSync(file, piece, 0, Math.min(left, PIECE_BYTES));
   }
+  // Writing dirty pages back later would disturb what is measured.
+  fsyncSync(file);
   closeSync(file);
   return path;
 }

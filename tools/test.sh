@@ -52,13 +52,18 @@ tier() {
   local name=$1 hook=tools/tier-$1.sh
   [ -d "test/tiers/$name" ] || { echo "test: tier $name is not known; there are: $(ls test/tiers | tr '\n' ' ')" >&2; exit 2; }
   if [ -f "$hook" ]; then
-    local reason
-    # shellcheck disable=SC1090
-    if ! reason=$(bash "$hook" 2>&1); then
+    local reason code
+    reason=$(bash "$hook" 2>&1)
+    code=$?
+    # 77: this machine cannot run it; that is told, and counts as nothing. Anything else is a failure.
+    if [ $code = 77 ]; then
       echo "not run: $name: $(tail -n 1 <<<"$reason")"
       return 0
+    elif [ $code != 0 ]; then
+      echo "$reason"
+      failed=$((failed + 1))
+      return 0
     fi
-    [ ! -f "$hook.env" ] || . "$hook.env"
   fi
   run_tap "$name" 1 test/tiers/"$name"/*.test.ts
 }
@@ -69,4 +74,4 @@ case ${1:-default} in
   *) tier "$1" ;;
 esac
 echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" = 0 ] && [ "$passed" -gt 0 -o "${1:-default}" != default ]
+[ "$failed" = 0 ]

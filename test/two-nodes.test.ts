@@ -47,6 +47,16 @@ with agent.acquire(model_name="m", progress=progress.append) as held:
   t.same(other, ["held", own, bytes.subarray(0, 8).toString("hex")]);
 });
 
+t.test("acquire by an identity: exactly that one", async (t) => {
+  const identity = '{"model_name": "m", "extra_parameters": {"weightline.kind": "files"}}';
+  t.equal(await b.python(`with agent.acquire(identity=${identity}) as held: print(held.outcome)`), "held");
+  await t.rejects(
+    b.python('agent.acquire(identity={"model_name": "m"}, timeout=5)'),
+    /NotFound/,
+    "never a search by name",
+  );
+});
+
 t.test("what operators see", async (t) => {
   const nodes = JSON.parse((await cluster.mxctl(["nodes", "--output", "json"])).stdout);
   t.same(
@@ -179,4 +189,23 @@ t.test("loading the same object again reads it and finds it held", async (t) => 
     ["m", "m-alias"],
     "one holding under two names",
   );
+});
+
+t.test("relay while loading: a child reads from a node whose own bytes still come from disk", async (t) => {
+  const path = `${cluster.folder}/big.safetensors`;
+  const size = 400_000_000;
+  const whole = writeTensors(path, { w: { dtype: "U8", shape: [size] } });
+  const slow = await cluster.startAgent("slow", ["--load-threads", "1"]);
+  const loading = cluster.mxctl(["load", path, "--model-name", "big", "--output", "json"], slow);
+  for (let i = 0; i < 3000 && ((await slow.client.status({})).holdings[0]?.verifiedBytes ?? 0n) < 10_000_000n; i++) {
+    await sleep(1);
+  }
+  const [begun] = (await slow.client.status({})).holdings;
+  await sleep(60);
+  const pulled = await cluster.mxctl(["pull", "--model-name", "big", "--output", "json"], b);
+  t.equal(pulled.code, 0, pulled.stderr);
+  const loaded = await loading;
+  t.equal(loaded.code, 0, loaded.stderr);
+  t.ok((begun?.verifiedBytes ?? 0n) < BigInt(whole.length), "the child began before the load was done");
+  t.equal(JSON.parse(pulled.stdout).object_digest, JSON.parse(loaded.stdout).object_digest);
 });

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Idempotent set-up: setup.sh PART ..., with parts `run` (system packages, Node, packages, native build), `python`, `demo`,
+# Idempotent set-up: setup.sh PART ..., with parts `run` (system packages, Node, packages, native build), `python`, `test`, `demo`,
 # `bench`, or `all`. Each step has a stamp of what it depends on; when all fit it is silent and quick. A lock keeps two
 # runs apart.
 set -euo pipefail
@@ -98,6 +98,16 @@ step_python() {
   stamp python "$want"
 }
 
+# What the tests use besides: curl for the local API, chattr for flags, pgrep to find a mover.
+step_test() {
+  local missing=()
+  command -v curl >/dev/null || missing+=(curl)
+  command -v chattr >/dev/null || missing+=(e2fsprogs)
+  command -v pgrep >/dev/null || missing+=(procps)
+  command -v git >/dev/null || missing+=(git)
+  install_packages "${missing[@]}"
+}
+
 step_demo() { "$root/tools/fetch-demo-model.sh" >/dev/null; }
 
 step_bench() {
@@ -109,10 +119,11 @@ step_bench() {
 }
 
 parts=" $* "
-[ "$parts" = " all " ] && parts=" run python demo "
+[ "$parts" = " all " ] && parts=" run python test demo "
 exec 9>"$tools/setup.lock"
 flock -n 9 || { say "another set-up runs; waiting for it"; flock 9; }
 case $parts in *" run "*) step_system; step_node; step_packages; step_native ;; esac
 case $parts in *" python "*) step_python ;; esac
+case $parts in *" test "*) step_test ;; esac
 case $parts in *" demo "*) step_demo ;; esac
 case $parts in *" bench "*) step_bench ;; esac

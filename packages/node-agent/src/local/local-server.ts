@@ -72,6 +72,7 @@ export async function clearSocketPath(path: string): Promise<void> {
 class Connections {
   readonly #callers = new WeakMap<Socket, Caller>();
   readonly #byPid = new Map<number, Set<Socket>>();
+  readonly #busy = new WeakSet<Socket>();
   readonly #agent = native.openProcess(process.pid);
   readonly #options: LocalServerOptions;
   #count = 0;
@@ -88,10 +89,15 @@ class Connections {
     try {
       const peer = native.peerProcess(descriptorOf(socket));
       const owner: LeaseOwner = { peer, uses: 0, watched: false };
-      const release = this.#options.leases.hold(owner);
       const mine = this.#byPid.get(peer.pid) ?? new Set();
+      try {
+        this.#makeRoom(mine);
+      } catch (error) {
+        native.closeProcess(peer.process);
+        throw error;
+      }
+      const release = this.#options.leases.hold(owner);
       this.#byPid.set(peer.pid, mine);
-      this.#makeRoom(mine);
       mine.add(socket);
       this.#count += 1;
       socket.once("close", () => {
@@ -109,15 +115,36 @@ class Connections {
     }
   }
 
-  /** At the cap the oldest connection without a running call goes. */
-  #makeRoom(mine: Set<Socket>): void {
-    const [oldest] = mine;
-    if (mine.size >= CONNECTIONS_PER_PROCESS_MAX) {
-      oldest?.destroy();
-    } else if (this.#count >= CONNECTIONS_MAX) {
-      const [crowd] = [...this.#byPid.values()].sort((a, b) => b.size - a.size);
-      crowd?.values().next().value?.destroy();
+  /** A call on this connection began or ended. */
+  setBusy(socket: Socket, busy: boolean): void {
+    if (busy) {
+      this.#busy.add(socket);
+    } else {
+      this.#busy.delete(socket);
     }
+  }
+
+  /** At a cap the oldest silent connection goes; where all are busy the newcomer is turned away. */
+  #makeRoom(mine: Set<Socket>): void {
+    const crowd =
+      mine.size >= CONNECTIONS_PER_PROCESS_MAX ? mine : this.#count >= CONNECTIONS_MAX ? this.#largest() : undefined;
+    if (crowd === undefined) {
+      return;
+    }
+    const silent = [...crowd].find((socket) => !this.#busy.has(socket));
+    if (silent === undefined) {
+      throw new WeightlineError("ResourceExhausted", `a process has ${crowd.size} calls running`, {
+        field: "connections",
+        value: String(crowd.size),
+        limit: String(CONNECTIONS_PER_PROCESS_MAX),
+        wayOut: "wait for one of them to end",
+      });
+    }
+    silent.destroy();
+  }
+
+  #largest(): Set<Socket> | undefined {
+    return [...this.#byPid.values()].sort((a, b) => b.size - a.size)[0];
   }
 }
 
@@ -134,6 +161,8 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
   });
   const connections = new Connections(options);
   server.server.on("connection", (socket: Socket) => connections.add(socket));
+  server.addHook("onRequest", async (request) => connections.setBusy(request.raw.socket, true));
+  server.addHook("onResponse", async (request) => connections.setBusy(request.raw.socket, false));
   await mountLocalRpc(server, {
     routes: [options.route],
     maxMessageBytes: MESSAGE_MAX_BYTES,

@@ -3,7 +3,14 @@ import { runMxctl } from "./program.ts";
 
 // A reader that left, as `| head` does, is no failure.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
-process.on("SIGINT", () => process.exit(130));
+// Without a reader for its errors there is nobody to tell; the exit code stays what it is.
+process.stderr.on("error", () => undefined);
+process.on("SIGINT", () => {
+  if (process.stderr.isTTY === true) {
+    process.stderr.write("\n");
+  }
+  process.exit(130);
+});
 
 process.exitCode = await runMxctl(process.argv.slice(2), process.env);
 process.exit();

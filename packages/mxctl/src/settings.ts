@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { type NetworkAddress, parseAddresses, WeightlineError } from "@weightline/runtime";
+import { type ErrorFacts, type NetworkAddress, parseAddresses, WeightlineError } from "@weightline/runtime";
 import { parse } from "yaml";
 
 export const OUTPUT_FORMATS = ["table", "wide", "json", "yaml"] as const;
@@ -11,8 +11,12 @@ export interface Settings {
   /** As it was given, for errors. */
   endpointText: string;
   socket: string;
+  /** The option, variable or file that gave the socket. */
+  socketFrom: string;
   output: OutputFormat;
+  /** Ms for each call; of one that streams, the silence after which the other side is asked whether it lives. */
   timeoutMs: number;
+  /** How often a call to the control plane is given again after all of its addresses were unreachable. */
   maxRetries: number;
   verbose: boolean;
 }
@@ -31,80 +35,152 @@ const DEFAULT_ENDPOINT = "localhost:8001";
 const DEFAULT_SOCKET = "/run/weightline/agent.sock";
 const DEFAULT_TIMEOUT_S = 30;
 const TIMEOUT_MAX_S = 86_400;
+const RETRIES_MAX = 100;
 const CONFIG_KEYS = ["endpoint", "socket", "output", "timeout"] as const;
+type ConfigKey = (typeof CONFIG_KEYS)[number];
 
-function readConfig(path: string | undefined): Map<string, string> {
-  const values = new Map<string, string>();
-  if (path === undefined) {
-    return values;
-  }
+/** A value and where it came from, for errors. */
+interface Given {
+  text: string;
+  from: string;
+}
+
+function invalid(message: string, field: string, facts: ErrorFacts): WeightlineError {
+  return new WeightlineError("InvalidArgument", message, { field, ...facts });
+}
+
+function parseConfig(path: string): Record<string, unknown> {
   let root: unknown;
   try {
     root = parse(readFileSync(path, "utf8"));
   } catch (cause) {
-    throw new WeightlineError("InvalidArgument", `--config ${path} cannot be read: ${(cause as Error).message}`, {
-      field: "--config",
+    throw invalid(`--config ${path} cannot be read: ${(cause as Error).message}`, "--config", {
       value: path,
+      wayOut: "give a YAML file that this user may read",
       cause,
     });
   }
-  for (const [key, value] of Object.entries((root ?? {}) as Record<string, unknown>)) {
-    if (!CONFIG_KEYS.some((known) => known === key)) {
-      throw new WeightlineError("InvalidArgument", `${path}: setting ${key} is not known`, {
-        field: key,
+  if (root !== null && (typeof root !== "object" || Array.isArray(root))) {
+    throw invalid(`--config ${path} is no map of settings`, "--config", {
+      value: path,
+      wayOut: `write lines like endpoint: ${DEFAULT_ENDPOINT}; known are ${CONFIG_KEYS.join(", ")}`,
+    });
+  }
+  return (root ?? {}) as Record<string, unknown>;
+}
+
+function readConfig(path: string | undefined): Map<ConfigKey, Given> {
+  const values = new Map<ConfigKey, Given>();
+  for (const [name, value] of Object.entries(path === undefined ? {} : parseConfig(path))) {
+    const key = CONFIG_KEYS.find((known) => known === name);
+    if (key === undefined) {
+      throw invalid(`${path}: setting ${name} is not known`, name, {
         limit: CONFIG_KEYS.join(", "),
         wayOut: `known are ${CONFIG_KEYS.join(", ")}`,
       });
     }
-    values.set(key, String(value));
+    if (typeof value !== "string" && !(key === "timeout" && typeof value === "number")) {
+      const wanted = key === "timeout" ? "a number of seconds" : "a string";
+      throw invalid(`${path}: setting ${key} ${JSON.stringify(value)} is not ${wanted}`, key, {
+        value: JSON.stringify(value),
+        limit: wanted,
+        wayOut: `give ${wanted}`,
+      });
+    }
+    values.set(key, { text: String(value), from: `${path}: ${key}` });
   }
   return values;
 }
 
-function readNumber(name: string, text: string, most: number): number {
+/** The first that is given: flag, environment (an empty variable is none), file, default. */
+function choose(
+  flag: string,
+  flagValue: string | undefined,
+  env: NodeJS.ProcessEnv,
+  variables: readonly string[],
+  file: Given | undefined,
+  fallback: string,
+): Given {
+  if (flagValue !== undefined) {
+    return { text: flagValue, from: flag };
+  }
+  for (const variable of variables) {
+    const text = env[variable];
+    if (text !== undefined && text !== "") {
+      return { text, from: variable };
+    }
+  }
+  return file ?? { text: fallback, from: flag };
+}
+
+function readTimeoutMs({ text, from }: Given): number {
   const value = Number(text);
-  if (text.trim() === "" || !Number.isFinite(value) || value < 0 || value > most) {
-    throw new WeightlineError("InvalidArgument", `${name} "${text}" is not a number from 0 to ${most}`, {
-      field: name,
+  if (text.trim() === "" || !Number.isFinite(value) || value <= 0 || value > TIMEOUT_MAX_S) {
+    throw invalid(`${from} "${text}" is not a number of seconds above 0, up to ${TIMEOUT_MAX_S}`, from, {
+      value: text,
+      limit: `above 0, up to ${TIMEOUT_MAX_S}`,
+      wayOut: "give seconds, such as 30 or 2.5",
+    });
+  }
+  return Math.max(1, value * 1000);
+}
+
+/** A whole number as people write it: digits alone. */
+export function readWhole(text: string, from: string, most: number): number {
+  const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
+  if (!(value <= most)) {
+    throw invalid(`${from} "${text}" is not a whole number from 0 to ${most}`, from, {
       value: text,
       limit: `0 to ${most}`,
-      wayOut: "give a number",
+      wayOut: "give a whole number",
     });
   }
   return value;
 }
 
-export function readSettings(flags: GlobalFlags, env: NodeJS.ProcessEnv): Settings {
-  const config = readConfig(flags.config);
-  const endpointText =
-    flags.endpoint ??
-    env["MODEL_EXPRESS_ENDPOINT"] ??
-    env["MODEL_EXPRESS_URL"] ??
-    env["MX_SERVER_ADDRESS"] ??
-    config.get("endpoint") ??
-    DEFAULT_ENDPOINT;
-  const outputText = flags.output ?? config.get("output") ?? "table";
-  const output = OUTPUT_FORMATS.find((format) => format === outputText);
+function readOutput({ text, from }: Given): OutputFormat {
+  const output = OUTPUT_FORMATS.find((format) => format === text);
   if (output === undefined) {
-    throw new WeightlineError("InvalidArgument", `--output "${outputText}" is not known`, {
-      field: "--output",
-      value: outputText,
+    throw invalid(`${from} "${text}" is not known`, from, {
+      value: text,
       limit: OUTPUT_FORMATS.join(", "),
       wayOut: `give one of ${OUTPUT_FORMATS.join(", ")}`,
     });
   }
+  return output;
+}
+
+function readEndpoint({ text, from }: Given): NetworkAddress[] {
+  const addresses = parseAddresses(text, from);
+  if (addresses.length === 0) {
+    throw invalid(`${from} "${text}" names no address`, from, { value: text, wayOut: `give ${DEFAULT_ENDPOINT}` });
+  }
+  return addresses;
+}
+
+/** Global options of one command line. Throws InvalidArgument, which names the value and where it came from. */
+export function readSettings(flags: GlobalFlags, env: NodeJS.ProcessEnv): Settings {
+  const file = readConfig(flags.config);
+  const variables = ["MODEL_EXPRESS_ENDPOINT", "MODEL_EXPRESS_URL", "MX_SERVER_ADDRESS"];
+  const endpoint = choose("--endpoint", flags.endpoint, env, variables, file.get("endpoint"), DEFAULT_ENDPOINT);
+  const socket = choose("--socket", flags.socket, env, ["MX_AGENT_SOCKET"], file.get("socket"), DEFAULT_SOCKET);
   return {
-    endpoint: parseAddresses(endpointText, "--endpoint"),
-    endpointText,
-    socket: flags.socket ?? env["MX_AGENT_SOCKET"] ?? config.get("socket") ?? DEFAULT_SOCKET,
-    output,
-    timeoutMs:
-      readNumber(
+    endpoint: readEndpoint(endpoint),
+    endpointText: endpoint.text,
+    socket: socket.text,
+    socketFrom: socket.from,
+    output: readOutput(choose("--output", flags.output, env, [], file.get("output"), "table")),
+    timeoutMs: readTimeoutMs(
+      choose(
         "--timeout",
-        flags.timeout ?? env["MODEL_EXPRESS_TIMEOUT"] ?? config.get("timeout") ?? String(DEFAULT_TIMEOUT_S),
-        TIMEOUT_MAX_S,
-      ) * 1000,
-    maxRetries: readNumber("MODEL_EXPRESS_MAX_RETRIES", env["MODEL_EXPRESS_MAX_RETRIES"] ?? "0", 100),
+        flags.timeout,
+        env,
+        ["MODEL_EXPRESS_TIMEOUT"],
+        file.get("timeout"),
+        String(DEFAULT_TIMEOUT_S),
+      ),
+    ),
+    maxRetries: readWhole(env["MODEL_EXPRESS_MAX_RETRIES"] || "0", "MODEL_EXPRESS_MAX_RETRIES", RETRIES_MAX),
     verbose: flags.verbose === true,
   };
 }

@@ -15,6 +15,7 @@ import { type Finished, mxctl, ROOT, runCommand } from "../../../test/support/pr
 const folder = mkdtempSync(`${tmpdir()}/weightline-mxctl-`);
 const socket = `${folder}/agent.sock`;
 let failure: WeightlineError | undefined;
+let hostile = false;
 const fail = () => {
   if (failure !== undefined) {
     throw failure;
@@ -51,6 +52,7 @@ const server = await createGrpcServer({
               holdings: [holding],
             },
             { name: "n2", state: NodeState.LOST },
+            ...(hostile ? [{ name: "\u001b]0;own\u0007\u009b31m\u202e", state: NodeState.READY }] : []),
           ],
         };
       },
@@ -157,6 +159,16 @@ t.test("nodes: table, wide, json, yaml", async (t) => {
   t.match((await run("--output", "wide", "nodes")).stdout, /ADDRESS/);
 });
 
+t.test("a name cannot command the terminal", async (t) => {
+  hostile = true;
+  const table = (await run("nodes")).stdout;
+  const json = (await run("nodes", "--output", "json")).stdout;
+  hostile = false;
+  t.match(table, "\\u001b]0;own\\u0007\\u009b31m\\u202e");
+  t.notMatch(table, /[^\P{Cc}\n]|\u202e/u);
+  t.equal(JSON.parse(json)[2].name, "\u001b]0;own\u0007\u009b31m\u202e", "JSON keeps it as it is");
+});
+
 t.test("transfers, sources", async (t) => {
   const done = await run("transfers", "--output", "json");
   t.match(JSON.parse(done.stdout), [
@@ -253,6 +265,16 @@ t.test("usage: exit 2, and what was meant", async (t) => {
     [["evict", "--model-name", "m", "--source-id", "x"], /one of them/],
     [["--output", "xml", "nodes"], /--output "xml" is not known/],
     [["--timeout", "soon", "nodes"], /--timeout "soon" is not a number/],
+    [["--timeout", "0", "nodes"], /--timeout "0" is not a number of seconds above 0/],
+    [["--endpoint", ",", "nodes"], /--endpoint "," names no address/],
+    [["load", "", "--model-name", "m"], /PATH is empty/],
+    [["load", "/x", "--model-name", ""], /--model-name is empty/],
+    [["pull", "--model-name", ""], /--model-name is empty/],
+    [["evict", "--source-id", ""], /--source-id is empty/],
+    [["pull", "--model-name", "m", "--rank", ""], /--rank "" is not a whole number/],
+    [["pull", "--model-name", "m", "--rank", "0x10"], /--rank "0x10" is not a whole number/],
+    [["pull", "--model-name", "m", "--rank", "4294967296"], /0 to 4294967295/],
+    [["--socket", `/${"s".repeat(107)}`, "drain"], /--socket .* has 108 bytes; way out: .* at most 107/],
     [["--endpoint", "nowhere", "nodes"], /--endpoint "nowhere" is not host:port/],
     [["pull", "--model-name", "m", "--rank", "-1"], /--rank "-1" is not a whole number/],
     [["pull", "--model-name", "m", "--nodes", ","], /--nodes names no node/],
@@ -270,7 +292,9 @@ t.test("usage: exit 2, and what was meant", async (t) => {
   t.match(help.stdout, /Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 unreachable, 5 not permitted, 6 in use/);
   for (const command of ["nodes", "sources", "transfers", "load", "pull", "evict", "drain", "health"]) {
     t.match(help.stdout, command);
-    t.equal((await mxctl([command, "--help"])).code, 0);
+    const { code, stdout } = await mxctl([command, "--help"]);
+    t.equal(code, 0);
+    t.match(stdout, new RegExp(`Global Options:[\\s\\S]*--socket[\\s\\S]*Examples:\\n  mxctl .*${command}`), command);
   }
 });
 
@@ -278,6 +302,9 @@ t.test("who cannot be reached is named: exit 4; -v tells why", async (t) => {
   const away = await mxctl(["--endpoint", "127.0.0.1:1", "nodes"]);
   t.equal(away.code, 4);
   t.match(away.stderr, /control plane at 127.0.0.1:1 does not answer.*--endpoint/);
+  const dead = await mxctl(["--socket", `${folder}`, "drain"]);
+  t.equal(dead.code, 4);
+  t.match(dead.stderr, /the socket is dead.*mount the socket's directory, not the socket file/);
   const none = await mxctl(["--socket", `${folder}/none`, "evict", "--model-name", "m"]);
   t.equal(none.code, 4);
   t.match(none.stderr, /no agent at .*none: there is no socket.*--socket or MX_AGENT_SOCKET/);
@@ -298,6 +325,28 @@ t.test("precedence: flag, environment, file", async (t) => {
   );
   writeFileSync(`${folder}/wrong.yaml`, "endpiont: x\n");
   t.match((await mxctl(["--config", `${folder}/wrong.yaml`, "nodes"])).stderr, /setting endpiont is not known/);
+  const empty = { MODEL_EXPRESS_ENDPOINT: "", MODEL_EXPRESS_TIMEOUT: "", MODEL_EXPRESS_MAX_RETRIES: "" };
+  t.equal((await mxctl(["--config", `${folder}/mxctl.yaml`, "nodes"], { env: empty })).code, 0, "empty is unset");
+});
+
+t.test("a wrong setting is named with where it came from: exit 2", async (t) => {
+  const wrong: Array<[string, Record<string, string>, RegExp]> = [
+    ["", { MODEL_EXPRESS_TIMEOUT: "soon" }, /MODEL_EXPRESS_TIMEOUT "soon"/],
+    ["", { MODEL_EXPRESS_MAX_RETRIES: "1.5" }, /MODEL_EXPRESS_MAX_RETRIES "1.5" is not a whole number from 0 to 100/],
+    ["", { MODEL_EXPRESS_URL: "nowhere" }, /MODEL_EXPRESS_URL "nowhere" is not host:port/],
+    ["timeout: [1]", {}, /setting.yaml: setting timeout \[1\] is not a number of seconds/],
+    ["timeout: soon", {}, /setting.yaml: timeout "soon" is not a number/],
+    ["output: 5", {}, /setting.yaml: setting output 5 is not a string/],
+    ["output: xml", {}, /setting.yaml: output "xml" is not known/],
+    ["just words", {}, /is no map of settings/],
+    ["a: b: c", {}, /cannot be read/],
+  ];
+  for (const [text, env, pattern] of wrong) {
+    writeFileSync(`${folder}/setting.yaml`, text);
+    const done = await mxctl(["--config", `${folder}/setting.yaml`, "nodes"], { env });
+    t.equal(done.code, 2, text);
+    t.match(done.stderr, pattern);
+  }
 });
 
 t.test("output that pipes: a reader that leaves is no failure", async (t) => {

@@ -2,11 +2,9 @@
 
 import array
 import base64
-import http.server
 import json
 import os
 import socket
-import socketserver
 import struct
 import tempfile
 import threading
@@ -15,6 +13,8 @@ from pathlib import Path
 
 import weightline
 from weightline.layout import Layout, Names
+
+from support import AgentCase, detail, layout
 
 VECTORS = Path(__file__).resolve().parents[3] / "packages/rdma-native/test/vectors/layout"
 
@@ -26,98 +26,100 @@ class LayoutVectors(unittest.TestCase):
         for path in paths:
             with self.subTest(path.stem):
                 expected = json.loads(path.with_suffix(".json").read_text())
-                layout = Layout(memoryview(path.read_bytes()))
-                self.assertEqual((layout.kind, layout.algorithm, layout.chunk_bytes), (expected["kind"], expected["algorithm"], expected["chunk_bytes"]))
-                self.assertEqual([(str(s.nbytes), s.path) for s in layout.segments], [(s["bytes"], s["path"]) for s in expected["segments"]])
-                rows = [layout.row(i) for i in range(layout.count)]
+                read = Layout(memoryview(path.read_bytes()))
+                self.assertEqual((read.kind, read.algorithm, read.chunk_bytes), (expected["kind"], expected["algorithm"], expected["chunk_bytes"]))
+                self.assertEqual([(str(s.nbytes), s.path) for s in read.segments], [(s["bytes"], s["path"]) for s in expected["segments"]])
+                rows = [read.row(i) for i in range(read.count)]
                 self.assertEqual(
                     [(r.name, r.dtype, [str(d) for d in r.shape], r.segment, str(r.offset), str(r.nbytes)) for r in rows],
                     [(i["name"], i["dtype"], i["shape"], i["segment"], i["offset"], i["bytes"]) for i in expected["items"]],
                 )
-                names = Names(layout)
-                self.assertEqual([layout.find(name) for name in names], list(range(layout.count)))
-                self.assertEqual(layout.find("no such name"), -1)
+                names = Names(read)
+                self.assertEqual([read.find(name) for name in names], list(range(read.count)))
+                self.assertEqual(read.find("no such name"), -1)
                 self.assertNotIn(5, names)
 
     def test_cut_and_flipped_layouts_raise_and_never_crash(self):
         for path in sorted(VECTORS.glob("*.bin")):
             data = path.read_bytes()
             for cut in range(len(data)):
-                with self.assertRaises(weightline.Error):
-                    layout = Layout(memoryview(data[:cut]))
-                    for i in range(layout.count):
-                        layout.row(i)
-                    raise weightline.Corrupt("padding alone was cut")
+                with self.assertRaises(weightline.Corrupt, msg=f"{path.stem} cut at {cut}"):
+                    Layout(memoryview(data[:cut]))
+            with self.assertRaises(weightline.Corrupt):
+                Layout(memoryview(data + bytes(8)))
             for at in range(len(data)):
                 mutated = bytearray(data)
                 mutated[at] ^= 0x81
                 try:
-                    layout = Layout(memoryview(bytes(mutated)))
-                    for i in range(layout.count):
-                        layout.row(i)
-                except (weightline.Error, UnicodeDecodeError):
+                    read = Layout(memoryview(bytes(mutated)))
+                    for i in range(read.count):
+                        read.row(i)
+                    list(Names(read))
+                except weightline.Error:
                     pass
 
+    def test_headers_and_columns_that_lie_are_corrupt(self):
+        one = [("a", "F32", (4,), 0, 0, 16)]
+        segments = [(16, "")]
+        self.assertEqual(Layout(memoryview(layout(one, segments))).row(0).shape, (4,), "what is changed below is right before")
+        for header in [
+            {"kind": "other"},
+            {"kind": 5},
+            {"algorithm": None},
+            {"items": -1},
+            {"items": True},
+            {"items": 1.0},
+            {"items": 2**40},
+            {"dims": "1"},
+            {"dtypes": "F32"},
+            {"dtypes": [5]},
+            {"segments": {}},
+            {"segments": [5]},
+            {"segments": [{}]},
+            {"segments": [{"bytes": 16, "path": 5}]},
+        ]:
+            with self.subTest(header), self.assertRaises(weightline.Corrupt):
+                Layout(memoryview(layout(one, segments, header=header)))
+        for text in [b"", b"{", b"[]", b"5", b"\xff", b"[" * 100_000]:
+            with self.subTest(text[:9]), self.assertRaises(weightline.Corrupt):
+                Layout(memoryview(layout(one, segments, raw_header=text)))
+        with self.assertRaises(weightline.Refused) as raised:
+            Layout(memoryview(b"WLLAYOUT\2" + layout(one, segments)[9:]))
+        self.assertIn("upgrade", raised.exception.way_out)
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    def test_rows_that_lie_are_corrupt_when_they_are_asked_for(self):
+        def row(*fields, **more):
+            return Layout(memoryview(layout([fields], [(16, "")], **more)))
 
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.answer(self)
-
-    def log_message(self, *_):
-        pass
-
-    def reply(self, status, body, kind="application/json"):
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def stream(self, *items, end=b"{}"):
-        body = b"".join(struct.pack(">BI", 0, len(item)) + item for item in (json.dumps(i).encode() for i in items))
-        if end is not None:
-            body += struct.pack(">BI", 2, len(end)) + end
-        self.reply(200, body, "application/connect+json")
-
-
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-
-    def get_request(self):
-        request, _ = super().get_request()
-        return request, ("local", 0)
+        for lie in [
+            row("a", "F32", (4,), 1, 0, 16),
+            row("a", "F32", (4,), 0, 4, 16),
+            row("a", "F32", (4,), 0, 2**64 - 8, 16),
+            row("a", "F32", (1,) * 17, 0, 0, 16),
+            row(b"\xff", "F32", (4,), 0, 0, 16),
+            row("a", "F32", (4,), 0, 0, 16, header={"dtypes": []}),
+        ]:
+            with self.assertRaises(weightline.Corrupt):
+                lie.row(0)
+        with self.assertRaises(weightline.Corrupt):
+            list(Names(row(b"\xff", "F32", (4,), 0, 0, 16)))
+        twice = Layout(memoryview(layout([("a", "U8", (1,), 0, 0, 1)] * 2, [(16, "")])))
+        with self.assertRaises(weightline.Corrupt):
+            for _ in range(100):
+                twice.find("a")
+        data = bytearray(layout([("ab", "U8", (1,), 0, 0, 1), ("cd", "U8", (1,), 0, 0, 1)], [(16, "")]))
+        at = data.index(struct.pack("<II", 2, 4))
+        data[at] = 9
+        backwards = Layout(memoryview(bytes(data)))
+        for ask in (lambda: list(Names(backwards)), lambda: backwards.name(0), lambda: backwards.name(1)):
+            with self.assertRaises(weightline.Corrupt):
+                ask()
 
 
-def detail(**fields):
-    numbers = {"code": 1, "field": 2, "value": 3, "limit": 4, "way_out": 5, "near": 6}
-    data = b"".join(bytes([numbers[k] << 3 | 2, len(v)]) + v.encode() for k, v in fields.items())
-    return {"type": "weightline.errors.v1.ErrorDetail", "value": base64.b64encode(data).decode().rstrip("=")}
-
-
-class FakeAgent(unittest.TestCase):
-    def setUp(self):
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = self.folder.name + "/agent.sock"
-        self.server = Server(self.path, Handler)
-        self.server.answer = lambda handler: handler.reply(404, b"{}")
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self.thread.start()
-        self.agent = weightline.connect(self.path)
-
-    def tearDown(self):
-        self.server.shutdown()
-        self.server.server_close()
-        self.folder.cleanup()
-
-    def answer(self, answer):
-        self.server.answer = answer
-
+class Answers(AgentCase):
     def failure(self, *kinds, **request):
         with self.assertRaises(kinds or weightline.Error) as raised:
-            self.agent.acquire(**{"model_name": "m", "timeout": 1, **request})
+            self.acquire(**request)
         return raised.exception
 
     def test_an_error_of_the_agent_has_its_class_code_and_facts(self):
@@ -138,6 +140,59 @@ class FakeAgent(unittest.TestCase):
         error = {"error": {"code": "aborted", "message": "x", "details": [{"type": "weightline.errors.v1.ErrorDetail", "value": "////"}, {"type": "other"}, 5]}}
         self.answer(lambda handler: handler.stream(end=json.dumps(error).encode()))
         self.assertIs(type(self.failure()), weightline.InUse)
+
+    def test_an_error_of_a_wrong_shape_is_still_one_of_ours(self):
+        for error in ["x", [1], {"details": 5}, {"details": "ab"}, {"message": 5, "code": []}]:
+            self.answer(lambda handler, error=error: handler.stream(end=json.dumps({"error": error}).encode()))
+            self.assertIs(type(self.failure()), weightline.Internal)
+            self.answer(lambda handler, error=error: handler.reply(500, json.dumps(error).encode()))
+            self.assertIs(type(self.failure()), weightline.Internal)
+        endless = base64.b64encode(b"\xff" * 100_000).decode()
+        error = {"code": "not_found", "details": [{"type": "weightline.errors.v1.ErrorDetail", "value": endless}]}
+        self.answer(lambda handler: handler.stream(end=json.dumps({"error": error}).encode()))
+        self.assertIs(type(self.failure()), weightline.NotFound)
+        overlong = base64.b64encode(b"\x92" + b"\x80" * 11 + b"\0" + b"\1x").decode()
+        error["details"][0]["value"] = overlong
+        self.answer(lambda handler: handler.stream(end=json.dumps({"error": error}).encode()))
+        self.assertEqual(self.failure(weightline.NotFound).field, "", "a number of more than ten bytes is none")
+
+    def test_an_agent_that_says_held_wrongly(self):
+        right = {**self.held()["held"]}
+        for change in [
+            {"ticket": None},
+            {"ticket": {}},
+            {"ticket": {"id": 5, "secret": ""}},
+            {"descriptors": 0},
+            {"descriptors": -1},
+            {"descriptors": 10**6},
+            {"descriptors": "1"},
+        ]:
+            with self.subTest(change):
+                self.answer(lambda handler, change=change: handler.stream({"held": {**right, **change}}))
+                self.failure(weightline.Corrupt)
+        self.answer(lambda handler: handler.stream({"progress": {"verifiedBytes": "many"}}))
+        self.failure(weightline.Corrupt, progress=lambda _: None)
+
+    def test_an_exception_of_progress_ends_the_call(self):
+        gone = threading.Event()
+
+        def answer(handler):
+            handler.stream({"progress": {"state": "finding"}}, end=None)
+            if handler.connection.recv(1) == b"":
+                gone.set()
+
+        self.answer(answer)
+
+        def stop(_):
+            raise KeyboardInterrupt
+
+        try:
+            self.acquire(progress=stop, timeout=60)
+        except KeyboardInterrupt as error:
+            self.assertTrue(gone.wait(10), "the agent is not told while the exception is kept")
+            self.assertIsNotNone(error.__traceback__)
+        else:
+            self.fail("the exception was lost")
 
     def test_answers_that_are_cut_off_or_nonsense(self):
         self.answer(lambda handler: handler.stream({"progress": {"state": "finding"}}, end=None))
@@ -179,6 +234,9 @@ class FakeAgent(unittest.TestCase):
             ({"model_name": None, "identity": {"modell": "m"}}, "identity.modell"),
             ({"model_name": None, "identity": {"model_name": 5}}, "identity.model_name"),
             ({"model_name": None, "identity": {"model_name": "m", "extra_parameters": {"a": 1}}}, "identity.extra_parameters"),
+            ({"model_name": 5}, "model_name"),
+            ({"revision": None, "rank": 0.5}, "rank"),
+            ({"revision": 5}, "revision"),
             ({"timeout": 0}, "timeout"),
             ({"timeout": float("nan")}, "timeout"),
             ({"rank": -1}, "rank"),
@@ -219,22 +277,22 @@ class FakeAgent(unittest.TestCase):
 
             return answer
 
-        for answer, kind in [
-            (lambda c: c.send(json.dumps({"code": "PermissionDenied", "message": "no"}).encode()), weightline.PermissionDenied),
-            (lambda c: c.send(b"nonsense"), weightline.Unavailable),
-            (lambda c: None, weightline.Unavailable),
-            (with_fds(struct.pack("<II", 2, 0), 1), weightline.Corrupt),
-            (with_fds(struct.pack("<II", 1, 1), 1), weightline.Corrupt),
-            (with_fds(struct.pack("<II", 1, 0), 3), weightline.Corrupt),
-            (with_fds(b"short", 1), weightline.Corrupt),
-            (with_fds(struct.pack("<II", 1, 0), 1), weightline.Corrupt),
+        for answer, kind, field in [
+            (lambda c: c.send(json.dumps({"code": "PermissionDenied", "message": "no", "field": "ticket"}).encode()), weightline.PermissionDenied, "ticket"),
+            (lambda c: c.send(b"nonsense"), weightline.Unavailable, ""),
+            (lambda c: None, weightline.Unavailable, ""),
+            (with_fds(struct.pack("<II", 2, 0), 1), weightline.Corrupt, "descriptors"),
+            (with_fds(struct.pack("<II", 1, 1), 1), weightline.Corrupt, "descriptors"),
+            (with_fds(struct.pack("<II", 1, 0), 3), weightline.Corrupt, "descriptors"),
+            (with_fds(b"short", 1), weightline.Corrupt, "descriptors"),
+            (with_fds(struct.pack("<II", 1, 0), 1), weightline.Corrupt, "segment"),
         ]:
             try:
                 os.unlink(self.path + ".fd")
             except FileNotFoundError:
                 pass
             self.serve_descriptors(answer)
-            self.failure(kind)
+            self.assertEqual(self.failure(kind).field, field)
         self.assertLessEqual(len(os.listdir("/proc/self/fd")), before + 2, "no descriptor is left open")
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
 import os
 import time
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 from . import transport
-from .errors import DeadlineExceeded, Error, InvalidArgument, Unavailable
+from .errors import Corrupt, DeadlineExceeded, Error, InvalidArgument, Unavailable
 from .held import Held
 
 DEFAULT_SOCKET = "/run/weightline/agent.sock"
 DESCRIPTOR_SUFFIX = ".fd"
 # The agent says within this time that a call takes longer; beyond the call's own timeout it is dead.
 _GRACE_S = 5.0
+# A lease that cannot be given back in this time ends with the process.
+_RELEASE_TIMEOUT_S = 10.0
+# The layout's descriptor, and one for each of at most 4096 segments.
+_DESCRIPTORS_MAX = 4097
 
 Progress = Callable[[Dict[str, Any]], None]
 
@@ -70,6 +75,23 @@ def _identity(identity: Mapping[str, Any]) -> Dict[str, Any]:
     return message
 
 
+def _progress(told: Mapping[str, Any]) -> Dict[str, Any]:
+    try:
+        verified, total = int(told.get("verifiedBytes", 0)), int(told.get("totalBytes", 0))
+    except (TypeError, ValueError):
+        raise Corrupt("the agent's progress cannot be read", field="progress", value=repr(dict(told))[:200]) from None
+    return {"state": str(told.get("state", "")), "verified_bytes": verified, "total_bytes": total}
+
+
+def _ticket(message: Mapping[str, Any]) -> Tuple[bytes, bytes, int]:
+    """A ticket's id and secret, and how many descriptors it gives."""
+    ticket = message["ticket"]
+    count = message["descriptors"]
+    if type(count) is not int or not 1 <= count <= _DESCRIPTORS_MAX:
+        raise ValueError(f"descriptors {count!r}")
+    return base64.b64decode(ticket["id"]), base64.b64decode(ticket["secret"]), count
+
+
 class Agent:
     """Calls to one agent. Every call has a connection of its own: any thread may use it."""
 
@@ -91,6 +113,9 @@ class Agent:
         """
         if (model_name is None) == (identity is None):
             raise InvalidArgument("give model_name or identity, one of them", field="model_name")
+        for name, text in (("model_name", model_name), ("revision", revision)):
+            if text is not None and not isinstance(text, str):
+                raise InvalidArgument(f"{name} {text!r} is not a string", field=name, value=repr(text))
         if not (isinstance(timeout, (int, float)) and math.isfinite(timeout) and timeout > 0):
             raise InvalidArgument(f"timeout {timeout!r} is not a number of seconds above 0", field="timeout", value=repr(timeout))
         if not (isinstance(rank, int) and 0 <= rank < 2**32):
@@ -105,45 +130,40 @@ class Agent:
 
     def _acquire(self, wanted: Dict[str, Any], timeout: float, progress: Optional[Progress]) -> Dict[str, Any]:
         deadline = time.monotonic() + timeout + _GRACE_S
-        for event in transport.stream(self.path, "Acquire", {"wanted": wanted, "timeoutS": timeout}, timeout + _GRACE_S):
-            held = event.get("held")
-            if isinstance(held, dict):
-                return held
-            told = event.get("progress")
-            if progress is not None and isinstance(told, dict):
-                progress(
-                    {
-                        "state": told.get("state", ""),
-                        "verified_bytes": int(told.get("verifiedBytes", 0)),
-                        "total_bytes": int(told.get("totalBytes", 0)),
-                    }
-                )
-            if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"the agent did not answer within {timeout} s", field="timeout", value=str(timeout))
+        events = transport.stream(self.path, "Acquire", {"wanted": wanted, "timeoutS": timeout}, timeout + _GRACE_S)
+        # An exception of `progress` ends the call now, not when its traceback is let go.
+        with contextlib.closing(events):
+            for event in events:
+                held = event.get("held")
+                if isinstance(held, dict):
+                    return held
+                told = event.get("progress")
+                if progress is not None and isinstance(told, dict):
+                    progress(_progress(told))
+                if time.monotonic() > deadline:
+                    raise DeadlineExceeded(f"the agent did not answer within {timeout} s", field="timeout", value=str(timeout))
         raise Unavailable("the agent ended the call without an answer", field="MX_AGENT_SOCKET", value=self.path, way_out="acquire again")
 
     def _attach(self, message: Dict[str, Any]) -> Held:
-        ticket = message["ticket"]
-        descriptors = []
         try:
-            descriptors = transport.receive_descriptors(
-                self.path + DESCRIPTOR_SUFFIX,
-                self.decode_bytes(ticket["id"]),
-                self.decode_bytes(ticket["secret"]),
-                int(message["descriptors"]),
-            )
-            return Held(self, message, descriptors)
+            try:
+                ticket_id, secret, count = _ticket(message)
+                # Not the path that the agent tells: a pod sees the sockets' directory elsewhere.
+                path = self.path + DESCRIPTOR_SUFFIX
+                with contextlib.closing(transport.receive_descriptors(path, ticket_id, secret, count)) as descriptors:
+                    return Held(self, message, descriptors)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise Corrupt(
+                    f"the agent's answer cannot be read: {error!r}", field="held", way_out="use client and agent of near versions"
+                ) from error
         except BaseException:
             self.release(str(message.get("leaseId", "")))
             raise
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
 
     def release(self, lease_id: str) -> bool:
         """Ends a lease of this process. False when it had ended, or when the agent is away: it ends leases of dead processes itself."""
         try:
-            return bool(transport.call(self.path, "Release", {"leaseId": lease_id}).get("released", False))
+            return bool(transport.call(self.path, "Release", {"leaseId": lease_id}, _RELEASE_TIMEOUT_S).get("released", False))
         except Error:
             return False
 

@@ -144,11 +144,14 @@ _BY_CONNECT_CODE: Dict[str, Type[Error]] = {
 _DETAIL_TYPE = "weightline.errors.v1.ErrorDetail"
 _DETAIL_FIELDS = {1: "code", 2: "field", 3: "value", 4: "limit", 5: "way_out"}
 _NEAR_FIELD = 6
+_VARINT_BITS_MAX = 63
 
 
 def _varint(data: bytes, at: int) -> Tuple[int, int]:
     number = shift = 0
     while True:
+        if shift > _VARINT_BITS_MAX:
+            raise ValueError("a number is too long")
         byte = data[at]
         at += 1
         number |= (byte & 0x7F) << shift
@@ -176,12 +179,15 @@ def _read_detail(data: bytes) -> Tuple[Dict[str, str], Sequence[str]]:
     return facts, near
 
 
-def from_connect(error: Dict[str, Any]) -> Error:
-    """The error that a Connect answer carries."""
+def from_connect(error: object) -> Error:
+    """The error that a Connect answer carries; whatever else it is, an Internal one."""
+    if not isinstance(error, dict):
+        return Internal("the agent gave no reason")
     message = str(error.get("message", "the agent gave no reason"))
     facts: Dict[str, str] = {}
     near: Sequence[str] = ()
-    for detail in error.get("details") or []:
+    details = error.get("details")
+    for detail in details if isinstance(details, list) else []:
         if isinstance(detail, dict) and detail.get("type") == _DETAIL_TYPE:
             encoded = str(detail.get("value", ""))
             try:
@@ -196,15 +202,17 @@ def from_refusal(text: bytes) -> Error:
     """The error that the descriptor socket sends instead of descriptors."""
     try:
         facts: Optional[Dict[str, Any]] = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
         return Unavailable("the descriptor socket answered with something that is no refusal")
     cls = _BY_CODE.get(str(facts.get("code")), Internal)
+    near = facts.get("near")
     return cls(
         str(facts.get("message", "")),
         field=str(facts.get("field", "")),
         value=str(facts.get("value", "")),
         limit=str(facts.get("limit", "")),
         way_out=str(facts.get("way_out", "")),
+        near=[str(name) for name in near] if isinstance(near, list) else (),
     )

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Type
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional, Sequence, Type
 
 from .errors import Corrupt, Refused
 from .layout import Layout, Names
+from .mapping import EMPTY, map_file
 from .tensor import Tensor
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from .agent import Agent
-
-
-_EMPTY = memoryview(b"")
-
-
-def _map(descriptor: int, nbytes: int) -> memoryview:
-    """A read-only view of a whole file; the mapping lives as long as any view of it."""
-    if nbytes == 0:
-        return _EMPTY
-    actual = os.fstat(descriptor).st_size
-    if actual < nbytes:
-        raise Corrupt(f"a segment has {actual} bytes, its layout says {nbytes}", field="segment", value=str(actual), limit=str(nbytes))
-    return memoryview(mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
 
 
 class Files(Mapping[str, memoryview]):
@@ -51,7 +38,8 @@ class Held(Mapping[str, Tensor]):
     After that `held[...]` raises; a view that was taken before still shows the old bytes.
     """
 
-    def __init__(self, agent: "Agent", message: Mapping[str, Any], descriptors: List[int]) -> None:
+    def __init__(self, agent: "Agent", message: Mapping[str, Any], descriptors: Iterator[int]) -> None:
+        """`descriptors` gives the layout's, then each segment's; each is used before the next is asked for."""
         holding = message["holding"]
         self.lease_id: str = message["leaseId"]
         self.object_digest: str = agent.decode_bytes(holding.get("objectDigest", "")).hex()
@@ -65,15 +53,16 @@ class Held(Mapping[str, Tensor]):
         self._pid = os.getpid()
         self._released = False
         layout_bytes = int(holding.get("layoutBytes", 0))
-        self._layout = Layout(_map(descriptors[0], layout_bytes))
-        if len(descriptors) != len(self._layout.segments) + 1:
+        self._layout = Layout(map_file(next(descriptors), layout_bytes))
+        segments = int(message["descriptors"]) - 1
+        if segments != len(self._layout.segments):
             raise Corrupt(
-                f"{len(descriptors) - 1} segments came, the layout has {len(self._layout.segments)}",
+                f"{segments} segments come, the layout has {len(self._layout.segments)}",
                 field="descriptors",
-                value=str(len(descriptors) - 1),
+                value=str(segments),
                 limit=str(len(self._layout.segments)),
             )
-        self._segments = [_map(fd, segment.nbytes) for fd, segment in zip(descriptors[1:], self._layout.segments)]
+        self._segments = [map_file(descriptor, segment.nbytes) for segment, descriptor in zip(self._layout.segments, descriptors)]
 
     @property
     def names(self) -> Sequence[str]:
@@ -93,7 +82,7 @@ class Held(Mapping[str, Tensor]):
         if index < 0:
             raise KeyError(name)
         segment, offset, nbytes = self._layout.place(index)
-        data = self._segments[segment][offset : offset + nbytes] if nbytes else _EMPTY
+        data = self._segments[segment][offset : offset + nbytes] if nbytes else EMPTY
         return Tensor(name, self._layout, index, data, self._count_copy)
 
     def __iter__(self) -> Iterator[str]:

@@ -15,6 +15,9 @@ _MAGIC = b"WLLAYOUT"
 _FINDS_BEFORE_INDEX = 32
 _VERSION = 1
 _PREAMBLE = struct.Struct("<8sII")
+_ALIGNMENT_BYTES = 8
+_RANK_MAX = 16
+_KINDS = ("files", "tensors")
 
 
 class Row(NamedTuple):
@@ -57,11 +60,15 @@ class Layout:
         start = _PREAMBLE.size + header_bytes
         if start > len(data):
             raise _corrupt("its header is cut off")
+        if header_bytes % _ALIGNMENT_BYTES:
+            raise _corrupt(f"its header has {header_bytes} bytes, no multiple of {_ALIGNMENT_BYTES}")
         self._data = data
         header = self._read_header(bytes(data[_PREAMBLE.size : start]))
         self.count: int = header["items"]
         self._dtypes: List[str] = header["dtypes"]
         self.kind: str = header["kind"]
+        if self.kind not in _KINDS:
+            raise _corrupt(f"its kind {self.kind!r} is not known")
         self.algorithm: str = header["algorithm"]
         self.chunk_bytes: int = header["chunk_bytes"]
         self.segments: List[Segment] = [Segment(segment["bytes"], segment.get("path", "")) for segment in header["segments"]]
@@ -76,6 +83,8 @@ class Layout:
         self._dtype_of = self._column(n, "B")
         self._ranks = self._column(n, "B")
         self._names = self._column(self._ends[n - 1] if n else 0, "B")
+        if self._at != len(data):
+            raise _corrupt(f"{len(data) - self._at} bytes follow its last column")
         # Where each row's dims begin: summed once, when the first shape is asked for.
         self._dim_starts: List[int] = []
         self._all_names: List[str] = []
@@ -86,10 +95,15 @@ class Layout:
     def _read_header(text: bytes) -> Dict[str, Any]:
         try:
             header = json.loads(text)
-            whole = all(type(header[key]) is int and header[key] >= 0 for key in ("items", "dims", "chunk_bytes"))
-            right = whole and isinstance(header["kind"], str) and all(isinstance(d, str) for d in header["dtypes"])
-            right = right and all(type(s["bytes"]) is int and s["bytes"] >= 0 for s in header["segments"])
-        except (ValueError, KeyError, TypeError) as error:
+            right = (
+                all(type(header[key]) is int and header[key] >= 0 for key in ("items", "dims", "chunk_bytes"))
+                and all(isinstance(header[key], str) for key in ("kind", "algorithm"))
+                and all(isinstance(header[key], list) for key in ("dtypes", "segments"))
+                and all(isinstance(dtype, str) for dtype in header["dtypes"])
+                and all(type(s["bytes"]) is int and s["bytes"] >= 0 for s in header["segments"])
+                and all(isinstance(s.get("path", ""), str) for s in header["segments"])
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _corrupt("its header cannot be read") from error
         if not right:
             raise _corrupt("its header has values of a wrong type")
@@ -101,7 +115,10 @@ class Layout:
         if end > len(self._data):
             raise _corrupt("a column is cut off")
         column = self._data[self._at : end]
-        self._at = end + -size % 8
+        padding = -size % _ALIGNMENT_BYTES
+        if bytes(self._data[end : end + padding]) != bytes(padding):
+            raise _corrupt("a column is not padded with zeros")
+        self._at = end + padding
         if form == "B":
             return column
         if sys.byteorder != "little":
@@ -109,8 +126,16 @@ class Layout:
         return column.cast("B").cast(form)
 
     def name_bytes(self, index: int) -> bytes:
-        start = self._ends[index - 1] if index else 0
-        return bytes(self._names[start : self._ends[index]])
+        start, end = self._ends[index - 1] if index else 0, self._ends[index]
+        if not start <= end <= len(self._names):
+            raise _corrupt(f"the name of item {index} ends at {end}, before it begins at {start}")
+        return bytes(self._names[start:end])
+
+    def name(self, index: int) -> str:
+        try:
+            return self.name_bytes(index).decode()
+        except UnicodeDecodeError as error:
+            raise _corrupt(f"the name of item {index} is not UTF-8") from error
 
     def find(self, name: str) -> int:
         """The row of a name; -1 when there is none. Rows are in the order of name bytes."""
@@ -118,6 +143,8 @@ class Layout:
         if self._finds > _FINDS_BEFORE_INDEX:
             if not self._index:
                 self._index = {known: i for i, known in enumerate(self.names())}
+                if len(self._index) != self.count:
+                    raise _corrupt("a name appears twice")
             return self._index.get(name, -1)
         wanted = name.encode("utf-8", "surrogatepass")
         low, high = 0, self.count
@@ -134,13 +161,16 @@ class Layout:
         if not self._all_names:
             blob = bytes(self._names)
             if blob.isascii():
-                text, start, names = blob.decode(), 0, []
+                text, start = blob.decode(), 0
+                names: List[str] = []
                 for end in self._ends:
+                    if end < start:
+                        raise _corrupt(f"the name of item {len(names)} ends at {end}, before it begins at {start}")
                     names.append(text[start:end])
                     start = end
                 self._all_names = names
             else:
-                self._all_names = [self.name_bytes(i).decode() for i in range(self.count)]
+                self._all_names = [self.name(i) for i in range(self.count)]
         return self._all_names
 
     def place(self, index: int) -> Tuple[int, int, int]:
@@ -162,11 +192,14 @@ class Layout:
 
     def row(self, index: int) -> Row:
         segment, offset, nbytes = self.place(index)
-        return Row(self.name_bytes(index).decode(), self.dtype(index), self.shape(index), segment, offset, nbytes)
+        return Row(self.name(index), self.dtype(index), self.shape(index), segment, offset, nbytes)
 
     def _dim_start(self, index: int) -> int:
         if not self._dim_starts:
-            starts = list(itertools.accumulate(bytes(self._ranks), initial=0))
+            ranks = bytes(self._ranks)
+            if max(ranks, default=0) > _RANK_MAX:
+                raise _corrupt(f"a shape has {max(ranks)} dimensions, at most {_RANK_MAX} are allowed")
+            starts = list(itertools.accumulate(ranks, initial=0))
             if starts[-1] != len(self._dims):
                 raise _corrupt("its dims do not fit its ranks")
             self._dim_starts = starts
@@ -193,7 +226,7 @@ class Names(Sequence[str]):
             index += len(self)
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._layout.name_bytes(index).decode()
+        return self._layout.name(index)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layout.names())

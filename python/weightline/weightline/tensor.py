@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Callable, Tuple
 
-from .errors import Refused
+from .errors import Corrupt, Refused
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -94,9 +95,34 @@ class Tensor:
             way_out=way_out,
         )
 
+    def _missing(self, library: str, way_out: str) -> Refused:
+        return Refused(f"{library} is not installed", field=library, value="not installed", way_out=way_out)
+
+    def _check_size(self, item_bytes: int) -> None:
+        """The layout's size and shape have one answer, or no typed view is right."""
+        expected = math.prod(self.shape) * item_bytes
+        if expected != self.nbytes:
+            raise Corrupt(
+                f"tensor {self.name!r} of {self.dtype} {self.shape} needs {expected} bytes, the layout gives it {self.nbytes}",
+                field=self.name,
+                value=str(self.nbytes),
+                limit=str(expected),
+            )
+
+    def _too_large(self, library: str, error: Exception) -> Refused:
+        return Refused(
+            f"tensor {self.name!r} has shape {self.shape}, which {library} cannot have: {error}",
+            field=self.name,
+            value=str(self.shape),
+            way_out="use .data, the raw bytes",
+        )
+
     def numpy(self) -> Any:
         """A read-only numpy array over the bytes; a tensor that lies unaligned in its file is copied, and counted."""
-        import numpy
+        try:
+            import numpy
+        except ImportError:
+            raise self._missing("numpy", "install numpy, or use .torch(), or .data, the raw bytes") from None
 
         if self.dtype in _NUMPY:
             dtype = numpy.dtype(getattr(numpy, _NUMPY[self.dtype]))
@@ -104,8 +130,12 @@ class Tensor:
             dtype = self._ml_dtype(numpy)
         else:
             raise self._no_view("numpy", "use .data, the raw bytes, or .torch()")
-        array = numpy.frombuffer(self.data, dtype=dtype) if self.nbytes else numpy.empty(0, dtype=dtype)
-        array = array.reshape(self.shape)
+        self._check_size(dtype.itemsize)
+        try:
+            array = numpy.frombuffer(self.data, dtype=dtype) if self.nbytes else numpy.empty(0, dtype=dtype)
+            array = array.reshape(self.shape)
+        except (ValueError, OverflowError) as error:
+            raise self._too_large("numpy", error) from error
         if not array.flags.aligned:
             self._count_copy(self.nbytes)
             array = array.copy()
@@ -126,13 +156,20 @@ class Tensor:
         """A torch tensor over the bytes. Torch cannot mark it read-only: writing into it is a SIGSEGV."""
         import warnings
 
-        import torch  # type: ignore[import-not-found,unused-ignore]
+        try:
+            import torch  # type: ignore[import-not-found,unused-ignore]
+        except ImportError:
+            raise self._missing("torch", "install torch, or use .data, the raw bytes") from None
 
         dtype = getattr(torch, _TORCH[self.dtype], None) if self.dtype in _TORCH else None
         if dtype is None:
             raise self._no_view("torch", "use .data, the raw bytes")
+        self._check_size(dtype.itemsize)
         if self.nbytes == 0:
-            return torch.empty(self.shape, dtype=dtype)
+            try:
+                return torch.empty(self.shape, dtype=dtype)
+            except (RuntimeError, TypeError, OverflowError) as error:
+                raise self._too_large("torch", error) from error
         buffer: Any = self.data
         if self._address_of() % dtype.itemsize:
             self._count_copy(self.nbytes)
@@ -144,5 +181,3 @@ class Tensor:
     def _address_of(self) -> int:
         # The mapping begins at a page: the offset alone decides.
         return self._layout.place(self._index)[1]
-
-

@@ -9,9 +9,9 @@ import json
 import os
 import socket
 import struct
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Generator, Iterable, List, Optional
 
-from .errors import Corrupt, DeadlineExceeded, Error, Unavailable, from_connect, from_refusal
+from .errors import Corrupt, DeadlineExceeded, Error, ResourceExhausted, Unavailable, from_connect, from_refusal
 
 SERVICE = "/weightline.local.v1.AgentService/"
 _END_OF_STREAM = 2
@@ -19,6 +19,8 @@ _MESSAGE_MAX_BYTES = 64 << 20
 _DESCRIPTOR_TIMEOUT_S = 10.0
 # What the kernel passes with one message (SCM_MAX_FD).
 _DESCRIPTORS_PER_MESSAGE = 253
+# What a call ends with when the other side is no agent, or one no more.
+_LOSSES = (OSError, http.client.HTTPException, ValueError, RecursionError)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -70,16 +72,16 @@ def call(path: str, method: str, message: Dict[str, Any], timeout: float = 30.0)
         connection.request("POST", SERVICE + method, json.dumps(message), {"Content-Type": "application/json"})
         response = connection.getresponse()
         body = json.loads(response.read(_MESSAGE_MAX_BYTES) or b"{}")
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except _LOSSES as error:
         raise _lost(path, error) from error
     finally:
         connection.close()
     if response.status != 200:
-        raise from_connect(body if isinstance(body, dict) else {})
-    return dict(body)
+        raise from_connect(body)
+    return body if isinstance(body, dict) else {}
 
 
-def stream(path: str, method: str, message: Dict[str, Any], timeout: Optional[float]) -> Iterator[Dict[str, Any]]:
+def stream(path: str, method: str, message: Dict[str, Any], timeout: Optional[float]) -> Generator[Dict[str, Any], None, None]:
     """A server-streaming call: yields its messages, raises its error. `timeout` is for each wait."""
     body = json.dumps(message).encode()
     connection = _UnixConnection(path, timeout)
@@ -97,7 +99,7 @@ def stream(path: str, method: str, message: Dict[str, Any], timeout: Optional[fl
                         raise from_connect(item["error"])
                     return
                 yield item
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except _LOSSES as error:
             raise _lost(path, error) from error
     finally:
         connection.close()
@@ -119,42 +121,62 @@ def _read_exactly(response: http.client.HTTPResponse, size: int) -> bytes:
     return data
 
 
-def receive_descriptors(path: str, ticket_id: bytes, secret: bytes, count: int) -> List[int]:
-    """Trades a one-time ticket for `count` descriptors, which are the caller's to close."""
+def receive_descriptors(path: str, ticket_id: bytes, secret: bytes, count: int) -> Generator[int, None, None]:
+    """Trades a one-time ticket for `count` descriptors. Each is open until the caller asks for more, or closes the generator."""
     sock = _connect(path, socket.SOCK_SEQPACKET, _DESCRIPTOR_TIMEOUT_S)
-    received: List[int] = []
     try:
         sock.sendall(b"WLFD" + struct.pack("<I", 1) + ticket_id + secret)
-        while len(received) < count:
-            _receive_message(sock, received, count)
-        return received
-    except BaseException as error:
-        for descriptor in received:
-            os.close(descriptor)
-        if isinstance(error, OSError):
-            raise _lost(path, error) from error
-        raise
+        passed = 0
+        while passed < count:
+            batch = _receive_message(sock, passed, count)
+            try:
+                yield from batch
+            finally:
+                _close_all(batch)
+            passed += len(batch)
+    except OSError as error:
+        raise _lost(path, error) from error
     finally:
         sock.close()
 
 
-def _receive_message(sock: socket.socket, received: List[int], count: int) -> None:
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _receive_message(sock: socket.socket, before: int, count: int) -> List[int]:
+    """The next message's descriptors, which are the caller's to close; none is left open when it is wrong."""
     space = socket.CMSG_SPACE(_DESCRIPTORS_PER_MESSAGE * array.array("i").itemsize)
-    data, ancillary, flags, _ = sock.recvmsg(64 << 10, space)
+    # Closed on exec from the start: another thread may fork in between.
+    data, ancillary, flags, _ = sock.recvmsg(64 << 10, space, socket.MSG_CMSG_CLOEXEC)
     got = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             got.frombytes(content[: len(content) - len(content) % got.itemsize])
-    for descriptor in got:
-        os.set_inheritable(descriptor, False)
-    before = len(received)
-    received.extend(got)
+    try:
+        _check_message(data, flags, len(got), before, count)
+    except BaseException:
+        _close_all(got)
+        raise
+    return list(got)
+
+
+def _check_message(data: bytes, flags: int, got: int, before: int, count: int) -> None:
+    if flags & socket.MSG_CTRUNC:
+        raise ResourceExhausted(
+            "this process cannot open all descriptors of the model",
+            field="descriptors",
+            value=str(count),
+            limit="at most 253 at once, beside what the process has open",
+            way_out="raise its limit of open files (ulimit -n)",
+        )
     if not data:
         raise Unavailable("the descriptor socket closed before all descriptors came", way_out="acquire again")
     if not got:
         raise from_refusal(data)
     total, first = struct.unpack("<II", data) if len(data) == 8 else (0, 0)
-    if flags & socket.MSG_CTRUNC or total != count or first != before or len(received) > count:
+    if total != count or first != before or before + got > count:
         raise Corrupt(
             f"the descriptor socket announced {total} descriptors from {first} on, {count} from {before} on were expected",
             field="descriptors",

@@ -2,10 +2,10 @@ import { resolve } from "node:path";
 import { filesIdentity } from "@weightline/proto";
 import type { Holding } from "@weightline/proto/common";
 import { ERROR_CODES, formatByteSize, isErrorCode, WeightlineError } from "@weightline/runtime";
-import { localAgent, localError, withControlPlane } from "../clients.ts";
+import { followAgent, withControlPlane } from "../clients.ts";
 import { print, printData, printFacts, printRows } from "../output/output.ts";
 import { createProgressDisplay } from "../output/progress.ts";
-import type { Settings } from "../settings.ts";
+import { readWhole, type Settings } from "../settings.ts";
 
 export interface ModelFlags {
   modelName: string;
@@ -17,16 +17,14 @@ const RANK_MAX = 2 ** 32 - 1;
 
 /** A rank of the command line. */
 export function readRank(text: string | undefined): number {
-  const rank = Number(text ?? "0");
-  if (!Number.isInteger(rank) || rank < 0 || rank > RANK_MAX) {
-    throw new WeightlineError("InvalidArgument", `--rank "${text}" is not a whole number from 0`, {
-      field: "--rank",
-      value: text,
-      limit: `0 to ${RANK_MAX}`,
-      wayOut: "give a whole number",
-    });
+  return readWhole(text ?? "0", "--rank", RANK_MAX);
+}
+
+/** An empty value is an unset variable of somebody's script, never what was meant. */
+export function requireValue(name: string, value: string | undefined): void {
+  if (value === "") {
+    throw new WeightlineError("InvalidArgument", `${name} is empty`, { field: name, value: "", wayOut: "give one" });
   }
-  return rank;
 }
 
 function hex(bytes: Uint8Array | undefined): string {
@@ -38,6 +36,8 @@ function isData(settings: Settings): boolean {
 }
 
 export async function load(settings: Settings, path: string, flags: ModelFlags & { replace?: boolean }): Promise<void> {
+  requireValue("PATH", path);
+  requireValue("--model-name", flags.modelName);
   const display = createProgressDisplay();
   const rank = readRank(flags.rank);
   // The agent opens it in its own mount namespace; what "here" means is the caller's affair.
@@ -49,7 +49,7 @@ export async function load(settings: Settings, path: string, flags: ModelFlags &
     replace: flags.replace === true,
   };
   try {
-    for await (const { event } of localAgent(settings).load(request)) {
+    for await (const { event } of followAgent(settings, (agent, options) => agent.load(request, options))) {
       if (event.case === "progress") {
         display.show("", event.value);
       } else if (event.case === "loaded") {
@@ -86,14 +86,13 @@ export async function load(settings: Settings, path: string, flags: ModelFlags &
         }
       }
     }
-  } catch (error) {
-    throw localError(settings, error);
   } finally {
     display.end();
   }
 }
 
 export async function pull(settings: Settings, flags: ModelFlags & { nodes?: string }): Promise<void> {
+  requireValue("--model-name", flags.modelName);
   const rank = readRank(flags.rank);
   if (flags.nodes !== undefined) {
     await pullNodes(settings, flags, rank, flags.nodes);
@@ -105,7 +104,7 @@ export async function pull(settings: Settings, flags: ModelFlags & { nodes?: str
       name: { case: "model" as const, value: { modelName: flags.modelName, revision: flags.revision ?? "" } },
       rank,
     };
-    for await (const { event } of localAgent(settings).pull({ wanted })) {
+    for await (const { event } of followAgent(settings, (agent, options) => agent.pull({ wanted }, options))) {
       if (event.case === "progress") {
         display.show("", event.value);
       } else if (event.case === "pulled") {
@@ -113,8 +112,6 @@ export async function pull(settings: Settings, flags: ModelFlags & { nodes?: str
         await printPulled(settings, event.value.holding, event.value.outcome);
       }
     }
-  } catch (error) {
-    throw localError(settings, error);
   } finally {
     display.end();
   }
@@ -155,30 +152,27 @@ async function pullNodes(settings: Settings, flags: ModelFlags, rank: number, no
     string,
     { node: string; state: string; object_digest: string; error_code: string; error: string }
   >();
-  await withControlPlane(settings, async (client) => {
-    for await (const { node } of client.fillNodes({
-      nodes: names,
-      identity: filesIdentity(flags.modelName, flags.revision ?? ""),
-      rank,
-    })) {
-      if (node === undefined) {
-        continue;
+  const request = { nodes: names, identity: filesIdentity(flags.modelName, flags.revision ?? ""), rank };
+  try {
+    await withControlPlane(settings, async (client) => {
+      for await (const { node } of client.fillNodes(request)) {
+        if (node?.progress !== undefined) {
+          display.show(node.node, node.progress);
+        }
+        if (node !== undefined && (node.done || node.errorCode !== "")) {
+          results.set(node.node, {
+            node: node.node,
+            state: node.done ? "complete" : "failed",
+            object_digest: hex(node.objectDigest),
+            error_code: node.errorCode,
+            error: node.error,
+          });
+        }
       }
-      if (node.progress !== undefined) {
-        display.show(node.node, node.progress);
-      }
-      if (node.done || node.errorCode !== "") {
-        results.set(node.node, {
-          node: node.node,
-          state: node.done ? "complete" : "failed",
-          object_digest: hex(node.objectDigest),
-          error_code: node.errorCode,
-          error: node.error,
-        });
-      }
-    }
-  });
-  display.end();
+    });
+  } finally {
+    display.end();
+  }
   const rows = [...results.values()].sort((a, b) => a.node.localeCompare(b.node));
   await printRows(
     settings.output,

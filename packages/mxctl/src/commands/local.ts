@@ -5,7 +5,7 @@ import { createGrpcChannel, formatByteSize, fromRpcError, WeightlineError } from
 import { localAgent, localError, unreachable } from "../clients.ts";
 import { print, printData, printRows } from "../output/output.ts";
 import type { Settings } from "../settings.ts";
-import { type ModelFlags, readRank } from "./fills.ts";
+import { type ModelFlags, readRank, requireValue } from "./fills.ts";
 
 export async function evict(
   settings: Settings,
@@ -17,6 +17,8 @@ export async function evict(
       wayOut: "mxctl evict --model-name NAME",
     });
   }
+  requireValue("--model-name", flags.modelName);
+  requireValue("--source-id", flags.sourceId);
   const name =
     flags.sourceId === undefined
       ? { case: "model" as const, value: { modelName: flags.modelName ?? "", revision: flags.revision ?? "" } }

@@ -3,7 +3,7 @@ import { enumName } from "@weightline/proto";
 import { type Transfer, TransferStateSchema } from "@weightline/proto/common";
 import { formatByteSize } from "@weightline/runtime";
 import { withControlPlane } from "../clients.ts";
-import { print, printRows } from "../output/output.ts";
+import { print, printable, printRows } from "../output/output.ts";
 import type { Settings } from "../settings.ts";
 
 const WATCH_MS = 1000;
@@ -29,8 +29,13 @@ function toEntry(transfer: Transfer) {
   };
 }
 
-async function show(settings: Settings): Promise<void> {
+const CLEAR_SCREEN = "\u001b[2J\u001b[H";
+
+async function show(settings: Settings, clear: boolean): Promise<void> {
   const { transfers: list, silentNodes } = await withControlPlane(settings, (client) => client.listTransfers({}));
+  if (clear) {
+    await print(CLEAR_SCREEN);
+  }
   const rows = list.map(toEntry);
   await printRows(
     settings.output,
@@ -60,17 +65,15 @@ async function show(settings: Settings): Promise<void> {
     "no transfers in the last ten minutes",
   );
   if (silentNodes.length > 0) {
-    process.stderr.write(`mxctl: did not answer: ${silentNodes.join(", ")}\n`);
+    process.stderr.write(`mxctl: did not answer: ${printable(silentNodes.join(", "))}\n`);
   }
 }
 
 export async function transfers(settings: Settings, { watch }: { watch?: boolean }): Promise<void> {
-  await show(settings);
+  const isScreen = process.stdout.isTTY === true && (settings.output === "table" || settings.output === "wide");
+  await show(settings, watch === true && isScreen);
   while (watch === true) {
     await sleep(WATCH_MS);
-    if (process.stdout.isTTY === true && settings.output === "table") {
-      await print("\u001b[2J\u001b[H");
-    }
-    await show(settings);
+    await show(settings, isScreen);
   }
 }

@@ -21,16 +21,25 @@ export async function print(text: string): Promise<void> {
   }
 }
 
+/** no-color.org: an empty NO_COLOR is none. */
 function useColour(): boolean {
-  return process.stdout.isTTY === true && process.env["NO_COLOR"] === undefined;
+  return process.stdout.isTTY === true && (process.env["NO_COLOR"] ?? "") === "";
 }
 
 function emphasise(text: string): string {
   return useColour() ? `\u001b[1m${text}\u001b[0m` : text;
 }
 
+/** Control characters and what turns the direction of text: names come from anybody, and a terminal obeys them. */
+const UNPRINTABLE = /[\p{Cc}\u2028-\u202e\u2066-\u2069]/gu;
+
+/** The text with everything that a terminal would obey written as \uXXXX. */
+export function printable(text: string): string {
+  return text.replace(UNPRINTABLE, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
 function toTable<Row>(rows: readonly Row[], columns: readonly Column<Row>[]): string {
-  const cells = rows.map((row) => columns.map(({ value }) => value(row)));
+  const cells = rows.map((row) => columns.map(({ value }) => printable(value(row))));
   const widths = columns.map(({ title }, i) => Math.max(title.length, ...cells.map((line) => line[i]?.length ?? 0)));
   const line = (texts: readonly string[]) =>
     texts
@@ -75,5 +84,5 @@ export async function printData(format: OutputFormat, data: unknown): Promise<vo
 /** Prints lines of "name: value". */
 export async function printFacts(facts: ReadonlyArray<readonly [string, string]>): Promise<void> {
   const width = Math.max(...facts.map(([name]) => name.length));
-  await print(`${facts.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join("\n")}\n`);
+  await print(`${facts.map(([name, value]) => `${name.padEnd(width)}  ${printable(value)}`).join("\n")}\n`);
 }

@@ -1,5 +1,6 @@
 import type { FillProgress } from "@weightline/proto/common";
 import { formatByteSize } from "@weightline/runtime";
+import { printable } from "./output.ts";
 
 /** Shows how far something is, on standard error: a bar on a terminal, else a line every few seconds. */
 export interface ProgressDisplay {
@@ -12,7 +13,7 @@ const PLAIN_INTERVAL_MS = 5000;
 
 function describe(progress: FillProgress): string {
   const { state, parent, verifiedBytes, totalBytes, bytesPerS } = progress;
-  const from = parent === "" ? "" : ` from ${parent}`;
+  const from = parent === "" ? "" : ` from ${printable(parent)}`;
   if (totalBytes === 0n) {
     return `${state}${from}`;
   }
@@ -26,6 +27,11 @@ function bar({ verifiedBytes, totalBytes }: FillProgress): string {
   return `[${"#".repeat(full)}${".".repeat(BAR_CELLS - full)}] ${String(Math.floor(share * 100)).padStart(3)}%`;
 }
 
+function prefix(label: string): string {
+  return label === "" ? "" : `${printable(label)}: `;
+}
+
+/** `stream` may be any; what is written there is for people alone. */
 export function createProgressDisplay(stream: NodeJS.WriteStream = process.stderr): ProgressDisplay {
   const terminal = stream.isTTY === true;
   const startedAt = performance.now();
@@ -35,14 +41,17 @@ export function createProgressDisplay(stream: NodeJS.WriteStream = process.stder
     show(label, progress) {
       if (terminal) {
         shown = true;
-        stream.write(`\r\u001b[2K${label === "" ? "" : `${label}: `}${bar(progress)} ${describe(progress)}`);
+        // A line that wraps cannot be taken back.
+        const line = `${prefix(label)}${bar(progress)} ${describe(progress)}`.slice(0, (stream.columns || 80) - 1);
+        stream.write(`\r\u001b[2K${line}`);
       } else if (performance.now() - lastAt > PLAIN_INTERVAL_MS) {
         lastAt = performance.now();
-        stream.write(`${label === "" ? "" : `${label}: `}${describe(progress)}\n`);
+        stream.write(`${prefix(label)}${describe(progress)}\n`);
       }
     },
     end() {
       if (shown) {
+        shown = false;
         stream.write("\r\u001b[2K");
       }
     },

@@ -69,6 +69,9 @@ t.test("who may do what", async (t) => {
   t.equal(roleOf({ uid: 1000, cgroup: "/user.slice" }, agent), "operator");
   t.equal(roleOf({ uid: 1001, cgroup: "/user.slice" }, agent), "other");
   t.ok(isPodCgroup("/kubelet/kubepods/pod1/x"));
+  for (const hidden of ["", "/..", "/../podB/c"]) {
+    t.equal(roleOf({ uid: 0, cgroup: hidden }, agent), "pod", `what cannot be seen is no operator: "${hidden}"`);
+  }
   t.notOk(isPodCgroup("/system.slice/not-kubepods.service"));
 });
 

@@ -15,8 +15,14 @@ export interface Caller {
 /** The caller in a handler's context. */
 export const callerKey = createContextKey<Caller | undefined>(undefined, { description: "the local caller" });
 
-/** True for a pod's cgroup: kubelet puts pods below a folder whose name begins with kubepods. */
+/**
+ * True for a pod's cgroup: kubelet puts pods below a folder whose name begins with kubepods. A path that is not known, or
+ * that begins outside this process's cgroup namespace, counts as a pod's: what it hides may be kubepods.
+ */
 export function isPodCgroup(cgroup: string): boolean {
+  if (cgroup === "" || cgroup === "/.." || cgroup.startsWith("/../")) {
+    return true;
+  }
   return cgroup.split("/").some((component) => component.startsWith("kubepods"));
 }
 

@@ -10,11 +10,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <map>
 #include <cstring>
 
 #include "base/fault.h"
 #include "base/json.h"
-#include "digest/digest.h"
 #include "transport/frame.h"
 
 namespace weightline {
@@ -26,7 +26,11 @@ using SteadyClock = std::chrono::steady_clock;
 constexpr std::string_view kMagic = "WLFD";
 constexpr uint32_t kVersion = 1;
 constexpr size_t kRequestBytes = 56;
+// Room for a later version's longer message, so that it is refused by its version.
+constexpr size_t kReceiveBytes = 512;
 constexpr int kTickMs = 100;
+// A crowd that connects at once must not fill it: a client whose connect does not wait would be refused.
+constexpr int kBacklog = 1024;
 
 bool equalInConstantTime(const uint8_t* a, const uint8_t* b, size_t bytes) {
   uint8_t difference = 0;
@@ -57,7 +61,6 @@ ssize_t receiveMessage(int socket, uint8_t* data, size_t bytes) {
     }
   }
   if (unwanted) throw Fault(Code::kInvalidArgument, "a ticket comes without descriptors").field("message").wayOut("send the 56 bytes alone");
-  if ((message.msg_flags & MSG_TRUNC) != 0) throw Fault(Code::kInvalidArgument, "the message is longer than a ticket's 56 bytes").field("message").limit("56");
   return n;
 }
 
@@ -65,19 +68,32 @@ ssize_t receiveMessage(int socket, uint8_t* data, size_t bytes) {
 
 DescriptorServer::DescriptorServer(std::string path, std::shared_ptr<StoreView> view, std::function<void(const DescriptorEvent&)> onEvent)
     : path_(std::move(path)), view_(std::move(view)), onEvent_(std::move(onEvent)),
-      listener_(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+      listener_(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      spare_(::open("/dev/null", O_RDONLY | O_CLOEXEC)) {
+  if (!listener_.valid() || !wake_.valid() || !spare_.valid()) throw systemFault(errno, "making the socket " + path_).field("--socket").value(path_);
+  listen();
+  thread_ = std::thread([this] { run(); });
+}
+
+void DescriptorServer::listen() {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path_.size() >= sizeof(address.sun_path)) {
-    throw Fault(Code::kInvalidArgument, "the socket path " + path_ + " has " + std::to_string(path_.size()) + " bytes; at most 107 fit").field("--socket").value(path_).limit("107");
+  if (path_.empty() || path_.size() >= sizeof(address.sun_path)) {
+    throw Fault(Code::kInvalidArgument, "the socket path " + path_ + " has " + std::to_string(path_.size()) + " bytes; 1 to 107 fit").field("--socket").value(path_).limit("107");
   }
   std::memcpy(address.sun_path, path_.c_str(), path_.size() + 1);
-  ::unlink(path_.c_str());
-  if (!listener_.valid() || ::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 || ::chmod(path_.c_str(), 0666) != 0 ||
-      ::listen(listener_.get(), 128) != 0) {
+  struct stat status {};
+  if (::lstat(path_.c_str(), &status) == 0) {
+    if (!S_ISSOCK(status.st_mode)) {
+      throw Fault(Code::kAlreadyExists, path_ + " is there and is no socket").field("--socket").value(path_).wayOut("remove it, or give another --socket");
+    }
+    ::unlink(path_.c_str());
+  }
+  if (::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 || ::chmod(path_.c_str(), 0666) != 0 ||
+      ::listen(listener_.get(), kBacklog) != 0 || ::lstat(path_.c_str(), &status) != 0) {
     throw systemFault(errno, "listening on " + path_).field("--socket").value(path_);
   }
-  thread_ = std::thread([this] { run(); });
+  inode_ = status.st_ino;
 }
 
 DescriptorServer::~DescriptorServer() {
@@ -87,10 +103,15 @@ DescriptorServer::~DescriptorServer() {
   }
   ::eventfd_write(wake_.get(), 1);
   thread_.join();
-  ::unlink(path_.c_str());
+  // A successor may have put its own socket there.
+  struct stat status {};
+  if (::lstat(path_.c_str(), &status) == 0 && status.st_ino == inode_) ::unlink(path_.c_str());
 }
 
 void DescriptorServer::grant(DescriptorGrant grant) {
+  if (grant.paths.empty() || grant.paths.size() > kMaxDescriptorsPerTicket) {
+    throw Fault(Code::kInvalidArgument, "a ticket is for 1 to " + std::to_string(kMaxDescriptorsPerTicket) + " paths, not " + std::to_string(grant.paths.size())).field("paths").value(std::to_string(grant.paths.size())).limit(std::to_string(kMaxDescriptorsPerTicket));
+  }
   std::lock_guard lock(mutex_);
   std::erase_if(grants_, [now = SteadyClock::now()](const auto& entry) { return entry.second.expires <= now; });
   if (grants_.size() >= kMaxDescriptorTickets) {
@@ -106,53 +127,103 @@ void DescriptorServer::revoke(const std::string& holdingId) {
 
 void DescriptorServer::run() {
   while (true) {
-    std::vector<pollfd> entries = {{wake_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
-    for (const Client& client : clients_) {
-      entries.push_back({client.socket.get(), static_cast<short>(client.files.empty() ? POLLIN : POLLOUT), 0});
-    }
-    ::poll(entries.data(), entries.size(), clients_.empty() ? -1 : kTickMs);
     {
       std::lock_guard lock(mutex_);
       if (stop_) return;
     }
-    size_t at = 2;
-    for (auto client = clients_.begin(); client != clients_.end(); at++) {
-      const bool ready = entries[at].revents != 0;
-      const bool keep = !ready || (client->files.empty() ? receive(*client) : send(*client));
-      client = keep ? std::next(client) : clients_.erase(client);
+    try {
+      serve();
+    } catch (const std::exception&) {
+      // Out of memory: those who wait are let go, and the socket stays.
+      clients_.clear();
     }
-    if (entries[1].revents != 0) accept();
-    expire();
   }
 }
 
-void DescriptorServer::accept() {
+void DescriptorServer::serve() {
+  std::vector<pollfd> entries = {{wake_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
+  for (const Client& client : clients_) {
+    const short wanted = client.congested ? 0 : client.files.empty() ? POLLIN : POLLOUT;
+    entries.push_back({client.socket.get(), wanted, 0});
+  }
+  ::poll(entries.data(), entries.size(), clients_.empty() ? -1 : kTickMs);
+  if (entries[0].revents != 0) return;
+  size_t at = 2;
+  for (auto client = clients_.begin(); client != clients_.end(); at++) {
+    const bool ready = entries[at].revents != 0 || client->congested;
+    const bool keep = !ready || (client->files.empty() ? receive(*client) : send(*client));
+    client = keep ? std::next(client) : clients_.erase(client);
+  }
+  // No more at a time than there is room for: each has a chance to speak before the next crowd.
+  for (size_t i = 0; entries[1].revents != 0 && i < kMaxDescriptorConnections && accept(); i++) {
+  }
+  expire();
+}
+
+bool DescriptorServer::accept() {
   Descriptor socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!socket.valid()) {
-    if (errno == EMFILE || errno == ENFILE) std::this_thread::sleep_for(std::chrono::milliseconds(kTickMs));
-    return;
+    if (errno == EMFILE || errno == ENFILE) turnAway();
+    return false;
   }
   ucred credentials{};
   socklen_t length = sizeof(credentials);
   ::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length);
-  if (clients_.size() >= kMaxDescriptorConnections) {
-    const auto silent = std::find_if(clients_.begin(), clients_.end(), [](const Client& client) { return client.files.empty(); });
-    clients_.erase(silent == clients_.end() ? clients_.begin() : silent);
-  }
+  if (clients_.size() >= kMaxDescriptorConnections) makeRoom();
   Client client;
   client.socket = std::move(socket);
   client.pid = credentials.pid;
   client.deadline = SteadyClock::now() + kDescriptorClientTime;
   clients_.push_back(std::move(client));
+  return true;
+}
+
+void DescriptorServer::turnAway() {
+  const Fault fault = systemFault(EMFILE, "the agent has no descriptor left for this connection").field("descriptors").wayOut("raise the agent's limit of open files");
+  spare_.reset();
+  Client client;
+  client.socket = Descriptor(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (client.socket.valid()) {
+    // Its message is taken first: a client that sends to a closed socket would not read why.
+    pollfd entry{client.socket.get(), POLLIN, 0};
+    ::poll(&entry, 1, kTickMs);
+    std::array<uint8_t, kReceiveBytes> message{};
+    [[maybe_unused]] const ssize_t n = ::recv(client.socket.get(), message.data(), message.size(), MSG_DONTWAIT);
+    refuse(client, fault);
+  } else {
+    // Somebody was quicker: not at full speed again.
+    std::this_thread::sleep_for(std::chrono::milliseconds(kTickMs));
+  }
+  client.socket.reset();
+  spare_ = Descriptor(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+}
+
+void DescriptorServer::makeRoom() {
+  std::map<pid_t, size_t> silent;
+  for (const Client& client : clients_) silent[client.pid] += client.files.empty() ? 1 : 0;
+  const auto most = std::max_element(silent.begin(), silent.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  const auto goes = std::find_if(clients_.begin(), clients_.end(), [&](const Client& client) { return client.files.empty() && client.pid == most->first; });
+  clients_.erase(goes == clients_.end() ? clients_.begin() : goes);
 }
 
 void DescriptorServer::expire() {
   const auto now = SteadyClock::now();
-  std::erase_if(clients_, [&](const Client& client) { return client.deadline <= now; });
+  for (auto client = clients_.begin(); client != clients_.end();) {
+    if (client->deadline > now) {
+      client++;
+      continue;
+    }
+    if (client->congested) {
+      refuse(*client, Fault(Code::kResourceExhausted, "too many descriptors are on their way to clients that do not take them").field("descriptors").wayOut("try again, and raise the agent's limit of open files"));
+    } else if (!client->files.empty()) {
+      report(*client, false, "the client did not take its descriptors in time");
+    }
+    client = clients_.erase(client);
+  }
 }
 
 bool DescriptorServer::receive(Client& client) {
-  std::array<uint8_t, kRequestBytes> message{};
+  std::array<uint8_t, kReceiveBytes> message{};
   try {
     const ssize_t n = receiveMessage(client.socket.get(), message.data(), message.size());
     if (n < 0) return errno == EAGAIN || errno == EINTR;
@@ -167,12 +238,15 @@ bool DescriptorServer::receive(Client& client) {
 }
 
 DescriptorGrant DescriptorServer::take(const Client& client, const uint8_t* message, size_t bytes) {
-  if (bytes != kRequestBytes || std::memcmp(message, kMagic.data(), kMagic.size()) != 0) {
-    throw Fault(Code::kInvalidArgument, "a ticket is `WLFD`, a version, an id and a secret: 56 bytes, not " + std::to_string(bytes)).field("message").value(std::to_string(bytes)).limit("56");
+  if (bytes < kMagic.size() + 4 || std::memcmp(message, kMagic.data(), kMagic.size()) != 0) {
+    throw Fault(Code::kInvalidArgument, "a ticket begins with `WLFD` and a version").field("message").value(std::to_string(bytes) + " bytes").limit(std::to_string(kRequestBytes));
   }
   const uint32_t version = getU32(message + 4);
   if (version != kVersion) {
     throw Fault(Code::kRefused, "descriptor protocol version " + std::to_string(version) + " is not spoken here").field("version").value(std::to_string(version)).limit(std::to_string(kVersion)).wayOut("upgrade the older of client and agent");
+  }
+  if (bytes != kRequestBytes) {
+    throw Fault(Code::kInvalidArgument, "a ticket is `WLFD`, a version, an id and a secret: " + std::to_string(kRequestBytes) + " bytes, not " + std::to_string(bytes)).field("message").value(std::to_string(bytes)).limit(std::to_string(kRequestBytes));
   }
   std::array<uint8_t, 16> id{};
   std::memcpy(id.data(), message + 8, id.size());
@@ -210,18 +284,27 @@ bool DescriptorServer::send(Client& client) {
       const int fd = client.files[client.sent + i].get();
       std::memcpy(CMSG_DATA(header) + i * sizeof(int), &fd, sizeof(int));
     }
+    client.congested = false;
     if (::sendmsg(client.socket.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
-      if (errno == EAGAIN || errno == EINTR || errno == ETOOMANYREFS) return true;
+      client.congested = errno == ETOOMANYREFS;
+      if (errno == EAGAIN || errno == EINTR || client.congested) return true;
+      report(client, false, "the client went away before it took its descriptors");
       return false;
     }
     client.sent += count;
+    client.deadline = SteadyClock::now() + kDescriptorClientTime;
   }
-  DescriptorEvent event;
-  event.sent = true;
-  event.pid = client.pid;
-  event.descriptors = static_cast<uint32_t>(client.files.size());
-  onEvent_(event);
+  report(client, true, "");
   return false;
+}
+
+void DescriptorServer::report(const Client& client, bool sent, const std::string& reason) {
+  DescriptorEvent event;
+  event.sent = sent;
+  event.pid = client.pid;
+  event.descriptors = static_cast<uint32_t>(client.sent);
+  event.reason = reason;
+  onEvent_(event);
 }
 
 void DescriptorServer::refuse(Client& client, const std::exception& error) {
@@ -234,10 +317,7 @@ void DescriptorServer::refuse(Client& client, const std::exception& error) {
   }
   text += "}";
   ::send(client.socket.get(), text.data(), text.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-  DescriptorEvent event;
-  event.pid = client.pid;
-  event.reason = error.what();
-  onEvent_(event);
+  report(client, false, error.what());
 }
 
 }  // namespace weightline

@@ -2,14 +2,13 @@
 
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <fstream>
-#include <sstream>
 
+#include "agent/cgroup.h"
 #include "base/fault.h"
 
 #ifndef SO_PEERPIDFD
@@ -20,26 +19,46 @@ namespace weightline {
 
 namespace {
 
-// The path of cgroup version 2, else the longest of version 1.
-std::string cgroupOf(pid_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/cgroup");
-  std::string line, best;
-  while (std::getline(file, line)) {
-    const size_t path = line.find(':', line.find(':') + 1);
-    if (path == std::string::npos) continue;
-    const std::string found = line.substr(path + 1);
-    if (line.starts_with("0::") && found != "/") return found;
-    if (found.size() > best.size()) best = found;
-  }
-  return best;
-}
-
 Fault ended(pid_t pid) { return Fault(Code::kRefused, "the calling process " + std::to_string(pid) + " has ended").field("pid").value(std::to_string(pid)); }
 
-// Reads the cgroup of a process that is proved to be alive afterwards: its number has not been given to another meanwhile.
-void readCgroup(PeerProcess& peer) {
+Descriptor openPidfd(pid_t pid) { return Descriptor(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))); }
+
+// Effective uid and gid. (The owner of /proc/PID is root for a process that may not be dumped.)
+void readCredentials(PeerProcess& peer) {
+  std::ifstream file("/proc/" + std::to_string(peer.process->pid) + "/status");
+  uint32_t real = 0;
+  for (std::string word; file >> word;) {
+    if (word == "Uid:") file >> real >> peer.uid;
+    if (word == "Gid:") {
+      file >> real >> peer.gid;
+      return;
+    }
+  }
+}
+
+// True when the other end is closed: then the process that connected may be another by now.
+bool hungUp(int socket) {
+  pollfd entry{socket, POLLRDHUP, 0};
+  return ::poll(&entry, 1, 0) != 0;
+}
+
+// Before SO_PEERPIDFD: the number may have gone to another process since the call connected. Believed when the
+// connection still stands and the process has the credentials that connected.
+Descriptor openPeer(int socket, const ucred& credentials) {
+  PeerProcess found;
+  found.process = std::make_shared<Process>();
+  found.process->pid = credentials.pid;
+  found.process->pidfd = openPidfd(credentials.pid);
+  if (!found.process->pidfd.valid()) throw ended(credentials.pid);
+  readCredentials(found);
+  if (found.uid != credentials.uid || found.gid != credentials.gid || hungUp(socket) || !found.process->alive()) throw ended(credentials.pid);
+  return std::move(found.process->pidfd);
+}
+
+// Reads the cgroup. False when the process is not alive afterwards: then its number may have gone to another meanwhile.
+bool readCgroup(PeerProcess& peer) {
   peer.cgroup = cgroupOf(peer.process->pid);
-  if (!peer.process->alive()) throw ended(peer.process->pid);
+  return peer.process->alive();
 }
 
 }  // namespace
@@ -49,19 +68,13 @@ bool Process::alive() const {
   return pidfd.valid() && ::poll(&entry, 1, 0) == 0;
 }
 
-pid_t pidOf(int pidfd) {
-  std::ifstream file("/proc/self/fdinfo/" + std::to_string(pidfd));
-  std::string line;
-  while (std::getline(file, line)) {
-    if (line.starts_with("Pid:")) return static_cast<pid_t>(std::atoi(line.c_str() + 4));
-  }
-  return -1;
-}
-
 PeerProcess peerOf(int socket) {
   ucred credentials{};
   socklen_t length = sizeof(credentials);
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0) throw systemFault(errno, "asking who is at the socket");
+  if (credentials.pid <= 0) {
+    throw Fault(Code::kRefused, "the calling process has no number in this process's pid namespace").field("pid").value(std::to_string(credentials.pid)).wayOut("run the agent in the host's pid namespace (hostPID)");
+  }
   PeerProcess peer;
   peer.process = std::make_shared<Process>();
   peer.process->pid = credentials.pid;
@@ -70,13 +83,16 @@ PeerProcess peerOf(int socket) {
   int pidfd = -1;
   length = sizeof(pidfd);
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) == 0) {
+    peer.process->pidfd = Descriptor(pidfd);
     peer.fromSocket = true;
-  } else if (errno == EINVAL || errno == ENOPROTOOPT) {
-    pidfd = static_cast<int>(::syscall(SYS_pidfd_open, credentials.pid, 0));
+  } else if (errno == ENOPROTOOPT) {
+    peer.process->pidfd = openPeer(socket, credentials);
+  } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) {
+    throw systemFault(errno, "opening the calling process");
+  } else {
+    throw ended(credentials.pid);  // EINVAL, ESRCH or ENODATA, by the kernel's version
   }
-  if (pidfd < 0) throw ended(credentials.pid);
-  peer.process->pidfd = Descriptor(pidfd);
-  readCgroup(peer);
+  if (!readCgroup(peer)) throw ended(credentials.pid);
   return peer;
 }
 
@@ -84,14 +100,10 @@ PeerProcess processOf(pid_t pid) {
   PeerProcess peer;
   peer.process = std::make_shared<Process>();
   peer.process->pid = pid;
-  peer.process->pidfd = Descriptor(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-  if (!peer.process->pidfd.valid()) throw systemFault(errno, "opening process " + std::to_string(pid)).field("pid").value(std::to_string(pid));
-  struct stat status {};
-  if (::stat(("/proc/" + std::to_string(pid)).c_str(), &status) == 0) {
-    peer.uid = status.st_uid;
-    peer.gid = status.st_gid;
-  }
-  readCgroup(peer);
+  peer.process->pidfd = openPidfd(pid);
+  if (!peer.process->pidfd.valid() && errno != ESRCH && errno != EINVAL) throw systemFault(errno, "opening process " + std::to_string(pid));
+  if (peer.process->pidfd.valid()) readCredentials(peer);
+  if (!readCgroup(peer)) throw Fault(Code::kNotFound, "there is no process " + std::to_string(pid)).field("pid").value(std::to_string(pid));
   return peer;
 }
 

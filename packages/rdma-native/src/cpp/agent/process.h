@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/descriptor.h"
 
@@ -17,7 +18,7 @@ struct Process {
   static constexpr napi_type_tag kTag = {0x57656967684c696e, 0x03};
   Descriptor pidfd;
   pid_t pid = 0;
-  uint64_t watch = 0;  // id in the watcher, 0 when not watched
+  std::vector<uint64_t> watches;  // ids in the watcher
 
   bool alive() const;
 };
@@ -30,12 +31,10 @@ struct PeerProcess {
   bool fromSocket = false;  // SO_PEERPIDFD; else pidfd_open
 };
 
-// The peer of a connected Unix socket, as it was when it connected. Throws Refused when the process has ended.
+// The peer of a connected Unix socket, as it was when it connected. Throws Refused when the process has ended, or when it
+// has no number in this process's pid namespace.
 PeerProcess peerOf(int socket);
-// The process that has this number now.
+// The process that has this number now. Throws NotFound when there is none.
 PeerProcess processOf(pid_t pid);
-
-// The pid in a pidfd's own words; -1 when the process has ended.
-pid_t pidOf(int pidfd);
 
 }  // namespace weightline

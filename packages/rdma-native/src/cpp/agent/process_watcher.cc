@@ -16,7 +16,8 @@ namespace {
 constexpr uint64_t kWakeId = 0;
 }
 
-ProcessWatcher::ProcessWatcher() : epoll_(::epoll_create1(EPOLL_CLOEXEC)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+ProcessWatcher::ProcessWatcher(std::function<void(uint64_t)> onEnd)
+    : onEnd_(std::move(onEnd)), epoll_(::epoll_create1(EPOLL_CLOEXEC)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   epoll_event event{EPOLLIN, {.u64 = kWakeId}};
   if (!epoll_.valid() || !wake_.valid() || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0) {
     throw systemFault(errno, "starting to watch processes");
@@ -33,20 +34,27 @@ ProcessWatcher::~ProcessWatcher() {
   thread_.join();
 }
 
-uint64_t ProcessWatcher::add(int pidfd, std::function<void()> onEnd) {
+uint64_t ProcessWatcher::add(int pidfd) {
   Descriptor copy(::fcntl(pidfd, F_DUPFD_CLOEXEC, 0));
   if (!copy.valid()) throw systemFault(errno, "watching a process");
   std::lock_guard lock(mutex_);
   const uint64_t id = nextId_++;
-  epoll_event event{EPOLLIN | EPOLLONESHOT, {.u64 = id}};
+  epoll_event event{EPOLLIN, {.u64 = id}};
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, copy.get(), &event) != 0) throw systemFault(errno, "watching a process");
-  watches_.emplace(id, Watch{std::move(copy), std::move(onEnd)});
+  watches_.emplace(id, std::move(copy));
   return id;
 }
 
 void ProcessWatcher::remove(uint64_t id) {
   std::lock_guard lock(mutex_);
-  watches_.erase(id);  // closing the descriptor takes it out of epoll
+  const auto watch = watches_.find(id);
+  if (watch != watches_.end()) forget(watch);
+}
+
+// Closing is not enough to leave epoll: the pidfd that this one is a copy of keeps the entry, and the number may come again.
+void ProcessWatcher::forget(std::map<uint64_t, Descriptor>::iterator watch) {
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, watch->second.get(), nullptr);
+  watches_.erase(watch);
 }
 
 void ProcessWatcher::run() {
@@ -57,10 +65,10 @@ void ProcessWatcher::run() {
     if (stop_) return;
     for (int i = 0; i < ready; i++) {
       const uint64_t id = events[static_cast<size_t>(i)].data.u64;
-      const auto found = watches_.find(id);
-      if (id == kWakeId || found == watches_.end()) continue;
-      found->second.onEnd();
-      watches_.erase(found);
+      const auto watch = watches_.find(id);
+      if (watch == watches_.end()) continue;
+      onEnd_(id);
+      forget(watch);
     }
   }
 }

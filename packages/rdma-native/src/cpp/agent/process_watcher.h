@@ -11,26 +11,24 @@
 
 namespace weightline {
 
-// One thread that waits on pidfds. Callbacks run on that thread, each at most once, and none after remove() or the
-// destructor has returned, unless it is the callback that calls.
+// One thread that waits on pidfds. `onEnd` runs on that thread, at most once for each id, and not after the destructor has
+// returned; a call that has begun when remove() is called may still come.
 class ProcessWatcher {
  public:
-  ProcessWatcher();
+  explicit ProcessWatcher(std::function<void(uint64_t id)> onEnd);
   ~ProcessWatcher();
-  // `pidfd` is copied. Returns an id for remove().
-  uint64_t add(int pidfd, std::function<void()> onEnd);
+  // `pidfd` is copied; a process may be watched several times. Returns an id for remove() and `onEnd`.
+  uint64_t add(int pidfd);
   void remove(uint64_t id);
 
  private:
-  struct Watch {
-    Descriptor pidfd;
-    std::function<void()> onEnd;
-  };
+  void forget(std::map<uint64_t, Descriptor>::iterator watch);
   void run();
 
+  const std::function<void(uint64_t)> onEnd_;
   Descriptor epoll_, wake_;
   std::mutex mutex_;
-  std::map<uint64_t, Watch> watches_;
+  std::map<uint64_t, Descriptor> watches_;
   uint64_t nextId_ = 1;
   bool stop_ = false;
   std::thread thread_;

@@ -3,6 +3,7 @@
 
 #include <node_api.h>
 
+#include <atomic>
 #include <string>
 
 #include "base/descriptor.h"
@@ -16,7 +17,8 @@ struct StoreLock {
   Descriptor descriptor;
 };
 
-// Opens `path` and takes the lock, trying for `waitMs`. Throws InUse naming the processes that have it open.
-StoreLock lockStore(const std::string& path, uint32_t waitMs);
+// Opens `path` and takes the lock, trying for `waitMs`. Throws InUse naming the processes that hold it, and Cancelled soon
+// after `stop` has become true.
+StoreLock lockStore(const std::string& path, uint32_t waitMs, const std::atomic<bool>& stop);
 
 }  // namespace weightline

@@ -1,5 +1,8 @@
 // The store's lock and view, processes, and the descriptor socket.
 #include <algorithm>
+#include <map>
+#include <set>
+#include <thread>
 
 #include "agent/descriptor_server.h"
 #include "agent/parent_death.h"
@@ -14,42 +17,135 @@ namespace weightline::binding {
 
 namespace {
 
-// The environment's one process watcher, with the callbacks that are still to be made.
-struct Watches {
+// Undelivered refusals above this are dropped: strangers must not fill the agent's memory while its thread is busy.
+constexpr size_t kMaxWaitingRefusals = 256;
+
+// The largest number that a process can have (PID_MAX_LIMIT).
+constexpr uint32_t kMaxPid = 4194304;
+
+pid_t pidArgument(const Napi::Value& value, const char* name) {
+  const uint32_t pid = uint32Argument(value, name);
+  if (pid == 0 || pid > kMaxPid) {
+    throw Fault(Code::kInvalidArgument, std::to_string(pid) + " is no process id").field(name).value(std::to_string(pid)).limit("1 to " + std::to_string(kMaxPid));
+  }
+  return static_cast<pid_t>(pid);
+}
+
+class LockWait;
+
+// What one environment has running here. The members are only touched on its JavaScript thread.
+struct AgentState {
   std::unique_ptr<ProcessWatcher> watcher;
+  std::shared_ptr<EventSource<uint64_t>> ends;
+  std::map<uint64_t, Napi::FunctionReference> callbacks;  // by the watch's id
   std::unique_ptr<CleanupHook> hook;
-  std::map<Process*, std::shared_ptr<EventSource<int>>> sources;
+  std::set<std::shared_ptr<LockWait>> locks;
 };
 
-Watches& watchesOf(Napi::Env env) {
-  auto* watches = env.GetInstanceData<Watches>();
-  if (watches->watcher) return *watches;
-  watches->watcher = std::make_unique<ProcessWatcher>();
-  watches->hook = std::make_unique<CleanupHook>(env, [watches] {
-    watches->watcher.reset();
-    for (auto& [process, source] : watches->sources) source->close();
+AgentState& stateOf(Napi::Env env) { return *env.GetInstanceData<AgentState>(); }
+
+Napi::Value callBack(const Napi::CallbackInfo& info) {
+  auto& callbacks = stateOf(info.Env()).callbacks;
+  const auto found = callbacks.find(static_cast<uint64_t>(info[0].As<Napi::Number>().Int64Value()));
+  if (found == callbacks.end()) return info.Env().Undefined();  // closed meanwhile
+  const Napi::FunctionReference callback = std::move(found->second);
+  callbacks.erase(found);
+  callback.Value().Call({});
+  return info.Env().Undefined();
+}
+
+// The one thread that watches processes, with one thread-safe function for all of them.
+ProcessWatcher& watcherOf(Napi::Env env) {
+  AgentState& state = stateOf(env);
+  if (state.watcher) return *state.watcher;
+  state.ends = std::make_shared<EventSource<uint64_t>>(
+      env, Napi::Function::New(env, callBack), "process ends", [](Napi::Env env, uint64_t& id) { return Napi::Number::New(env, static_cast<double>(id)); });
+  state.watcher = std::make_unique<ProcessWatcher>([ends = state.ends](uint64_t id) { ends->post(std::make_unique<uint64_t>(id)); });
+  state.hook = std::make_unique<CleanupHook>(env, [&state] {
+    state.watcher.reset();
+    state.ends->close();
+    state.callbacks.clear();
   });
-  return *watches;
+  return *state.watcher;
 }
 
 void stopWatching(Napi::Env env, Process& process) {
-  auto* watches = env.GetInstanceData<Watches>();
-  if (process.watch == 0 || !watches->watcher) return;
-  watches->watcher->remove(process.watch);
-  process.watch = 0;
-  const auto source = watches->sources.find(&process);
-  if (source == watches->sources.end()) return;
-  source->second->close();
-  watches->sources.erase(source);
+  AgentState& state = stateOf(env);
+  for (const uint64_t id : process.watches) {
+    if (state.watcher) state.watcher->remove(id);
+    state.callbacks.erase(id);
+  }
+  process.watches.clear();
 }
+
+// Waits for a store's lock on a thread of its own: Node waits for libuv's pool when it ends, and must not wait for a lock.
+class LockWait : public std::enable_shared_from_this<LockWait> {
+ public:
+  explicit LockWait(Napi::Env env) : deferred_(Napi::Promise::Deferred::New(env)) {}
+  ~LockWait() { stop(); }
+
+  Napi::Value start(Napi::Env env, const std::string& path, uint32_t waitMs) {
+    outcome_ = std::make_unique<EventSource<Outcome>>(
+        env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}), "store lock",
+        [this](Napi::Env current, Outcome& outcome) {
+          settle(current, outcome);
+          return current.Undefined();
+        },
+        true);
+    hook_ = std::make_unique<CleanupHook>(env, [this] { stop(); });
+    stateOf(env).locks.insert(shared_from_this());
+    thread_ = std::thread([this, path, waitMs] { run(path, waitMs); });
+    return deferred_.Promise();
+  }
+
+ private:
+  struct Outcome {
+    std::shared_ptr<StoreLock> lock;
+    std::unique_ptr<Fault> fault;
+  };
+
+  void run(const std::string& path, uint32_t waitMs) {
+    auto outcome = std::make_unique<Outcome>();
+    try {
+      outcome->lock = std::make_shared<StoreLock>(lockStore(path, waitMs, stopped_));
+    } catch (const Fault& fault) {
+      outcome->fault = std::make_unique<Fault>(fault);
+    } catch (const std::exception& error) {
+      outcome->fault = std::make_unique<Fault>(Code::kInternal, error.what());
+    }
+    outcome_->post(std::move(outcome));
+  }
+
+  void settle(Napi::Env env, Outcome& outcome) {
+    const auto self = shared_from_this();
+    stateOf(env).locks.erase(self);
+    hook_.reset();
+    stop();
+    if (outcome.fault) {
+      deferred_.Reject(toError(env, *outcome.fault).Value());
+    } else {
+      deferred_.Resolve(makeHandle(env, std::move(outcome.lock)));
+    }
+  }
+
+  void stop() {
+    stopped_ = true;
+    if (thread_.joinable()) thread_.join();
+    if (outcome_) outcome_->close();
+  }
+
+  Napi::Promise::Deferred deferred_;
+  std::atomic<bool> stopped_ = false;
+  std::unique_ptr<EventSource<Outcome>> outcome_;
+  std::unique_ptr<CleanupHook> hook_;
+  std::thread thread_;
+};
 
 Napi::Value lockStoreCall(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     const std::string path = stringArgument(info[0], "path");
     const uint32_t waitMs = uint32Argument(info[1], "waitMs");
-    return PromiseWork<StoreLock>::start(
-        info.Env(), [=] { return lockStore(path, waitMs); },
-        [](Napi::Env env, StoreLock& lock) { return makeHandle(env, std::make_shared<StoreLock>(std::move(lock))); });
+    return std::make_shared<LockWait>(info.Env())->start(info.Env(), path, waitMs);
   });
 }
 
@@ -107,7 +203,7 @@ Napi::Value peerProcess(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value openProcess(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value { return toPeer(info.Env(), processOf(static_cast<pid_t>(uint32Argument(info[0], "pid")))); });
+  return guarded(info.Env(), [&]() -> Napi::Value { return toPeer(info.Env(), processOf(pidArgument(info[0], "pid"))); });
 }
 
 Napi::Value processAlive(const Napi::CallbackInfo& info) {
@@ -118,11 +214,9 @@ Napi::Value watchProcess(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     const auto process = openHandle<Process>(info[0]);
     if (!info[1].IsFunction()) throw Fault(Code::kInvalidArgument, "onEnd must be a function").field("onEnd");
-    Watches& watches = watchesOf(info.Env());
-    stopWatching(info.Env(), *process);
-    auto source = std::make_shared<EventSource<int>>(info.Env(), info[1].As<Napi::Function>(), "process end", [](Napi::Env env, int&) { return env.Undefined(); });
-    watches.sources[process.get()] = source;
-    process->watch = watches.watcher->add(process->pidfd.get(), [source] { source->post(std::make_unique<int>(0)); });
+    const uint64_t id = watcherOf(info.Env()).add(process->pidfd.get());
+    process->watches.push_back(id);
+    stateOf(info.Env()).callbacks.emplace(id, Napi::Persistent(info[1].As<Napi::Function>()));
     return info.Env().Undefined();
   });
 }
@@ -170,7 +264,9 @@ Napi::Value createDescriptorServer(const Napi::CallbackInfo& info) {
     if (!info[2].IsFunction()) throw Fault(Code::kInvalidArgument, "onEvent must be a function").field("onEvent");
     auto handle = std::make_shared<DescriptorServerHandle>();
     handle->events = std::make_shared<EventSource<DescriptorEvent>>(info.Env(), info[2].As<Napi::Function>(), "descriptor events", toEvent);
-    handle->server = std::make_unique<DescriptorServer>(path, view, [events = handle->events](const DescriptorEvent& event) { events->post(std::make_unique<DescriptorEvent>(event)); });
+    handle->server = std::make_unique<DescriptorServer>(path, view, [events = handle->events](const DescriptorEvent& event) {
+      if (event.sent || events->waiting() < kMaxWaitingRefusals) events->post(std::make_unique<DescriptorEvent>(event));
+    });
     handle->hook = std::make_unique<CleanupHook>(info.Env(), [raw = handle.get()] { raw->stop(); });
     return makeHandle(info.Env(), handle);
   });
@@ -191,16 +287,17 @@ DescriptorServer& serverOf(const Napi::Value& value) {
 Napi::Value grantDescriptors(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     DescriptorServer& server = serverOf(info[0]);
+    if (!info[1].IsObject()) throw Fault(Code::kInvalidArgument, "grant must be an object").field("grant");
     const auto object = info[1].As<Napi::Object>();
     DescriptorGrant grant;
     copyExactly(grant.ticketId, bytesArgument(field(object, "ticketId"), "ticketId"), "ticketId");
     copyExactly(grant.secret, bytesArgument(field(object, "secret"), "secret"), "secret");
-    grant.pid = static_cast<pid_t>(uint32Argument(field(object, "pid"), "pid"));
+    grant.pid = pidArgument(field(object, "pid"), "pid");
     grant.expires = std::chrono::steady_clock::now() + std::chrono::milliseconds(uint32Argument(field(object, "ttlMs"), "ttlMs"));
     grant.holdingId = stringArgument(field(object, "holdingId"), "holdingId");
+    if (!field(object, "paths").IsArray()) throw Fault(Code::kInvalidArgument, "paths must be an array of strings").field("paths");
     const auto paths = field(object, "paths").As<Napi::Array>();
     for (uint32_t i = 0; i < paths.Length(); i++) grant.paths.push_back(stringArgument(paths.Get(i), "paths"));
-    if (grant.paths.empty()) throw Fault(Code::kInvalidArgument, "a grant needs at least one path").field("paths");
     server.grant(std::move(grant));
     return info.Env().Undefined();
   });
@@ -222,7 +319,7 @@ Napi::Value closeDescriptorServer(const Napi::CallbackInfo& info) {
 
 Napi::Value dieWithParentCall(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    dieWithParent(static_cast<pid_t>(uint32Argument(info[0], "parentPid")));
+    dieWithParent(pidArgument(info[0], "parentPid"));
     return info.Env().Undefined();
   });
 }
@@ -230,7 +327,7 @@ Napi::Value dieWithParentCall(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void registerAgent(Napi::Env env, Napi::Object exports) {
-  env.SetInstanceData(new Watches());
+  env.SetInstanceData(new AgentState());
   exports.Set("lockStore", Napi::Function::New(env, lockStoreCall));
   exports.Set("storeLockDescriptor", Napi::Function::New(env, storeLockDescriptor));
   exports.Set("unlockStore", Napi::Function::New(env, unlockStore));

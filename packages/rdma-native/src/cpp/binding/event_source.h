@@ -4,6 +4,7 @@
 
 #include <napi.h>
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -11,44 +12,85 @@
 namespace weightline::binding {
 
 // Sends events of type `Event` to JavaScript. post() may be called from any thread, never blocks, and does nothing after
-// close(). `unref` lets the process end although the source is open.
+// close(). The process may end although the source is open, unless `keepsAlive`.
+//
+// The events wait in a queue of ours, and each call of the thread-safe function takes one: what Node drops when it ends is
+// then freed with the queue.
 template <typename Event>
-class EventSource : public std::enable_shared_from_this<EventSource<Event>> {
+class EventSource {
  public:
   using Convert = std::function<Napi::Value(Napi::Env, Event&)>;
 
-  EventSource(Napi::Env env, Napi::Function callback, const char* name, Convert convert)
-      : convert_(std::move(convert)), function_(Napi::ThreadSafeFunction::New(env, callback, name, 0, 1)) {
-    function_.Unref(env);
+  EventSource(Napi::Env env, Napi::Function callback, const char* name, Convert convert, bool keepsAlive = false)
+      : state_(std::make_shared<State>()) {
+    state_->convert = std::move(convert);
+    auto context = std::make_unique<std::shared_ptr<State>>(state_);
+    const napi_status status = napi_create_threadsafe_function(
+        env, callback, nullptr, Napi::String::New(env, name), 0, 1, nullptr, release, context.get(), deliver, &function_);
+    if (status != napi_ok) throw Napi::Error::New(env);
+    context.release();  // release() frees it
+    if (!keepsAlive) napi_unref_threadsafe_function(env, function_);
   }
+  ~EventSource() { close(); }
+  EventSource(const EventSource&) = delete;
+  EventSource& operator=(const EventSource&) = delete;
 
   void post(std::unique_ptr<Event> event) {
-    std::lock_guard lock(mutex_);
-    if (closed_) return;
-    Event* raw = event.release();
-    auto self = this->shared_from_this();
-    const napi_status status = function_.NonBlockingCall(raw, [self](Napi::Env env, Napi::Function callback, Event* data) {
-      const std::unique_ptr<Event> owned(data);
-      if (env == nullptr || callback == nullptr) return;
-      Napi::HandleScope scope(env);
-      callback.Call({self->convert_(env, *owned)});
-    });
-    if (status != napi_ok) delete raw;
+    std::lock_guard lock(state_->mutex);
+    if (state_->closed) return;
+    state_->events.push_back(std::move(event));
+    if (napi_call_threadsafe_function(function_, nullptr, napi_tsfn_nonblocking) != napi_ok) state_->events.pop_back();
   }
 
-  // On the JavaScript thread, after the threads that post have been joined. Idempotent.
+  // Events that JavaScript has not taken yet.
+  size_t waiting() const {
+    std::lock_guard lock(state_->mutex);
+    return state_->events.size();
+  }
+
+  // After the threads that post have been joined. Idempotent.
   void close() {
-    std::lock_guard lock(mutex_);
-    if (closed_) return;
-    closed_ = true;
-    function_.Abort();
+    std::lock_guard lock(state_->mutex);
+    if (state_->closed) return;
+    state_->closed = true;
+    napi_release_threadsafe_function(function_, napi_tsfn_abort);
   }
 
  private:
-  const Convert convert_;
-  Napi::ThreadSafeFunction function_;
-  std::mutex mutex_;
-  bool closed_ = false;
+  struct State {
+    Convert convert;
+    std::mutex mutex;
+    std::deque<std::unique_ptr<Event>> events;
+    bool closed = false;
+  };
+
+  static void deliver(napi_env env, napi_value callback, void* context, void*) {
+    if (env == nullptr || callback == nullptr) return;
+    const auto state = *static_cast<std::shared_ptr<State>*>(context);
+    std::unique_ptr<Event> event;
+    {
+      std::lock_guard lock(state->mutex);
+      if (state->closed || state->events.empty()) return;
+      event = std::move(state->events.front());
+      state->events.pop_front();
+    }
+    Napi::HandleScope scope(env);
+    try {
+      Napi::Function(env, callback).Call({state->convert(env, *event)});
+    } catch (const Napi::Error& error) {
+      // Thrown on, it would be a mere warning of Node's; so it is the program's uncaught exception. Where the environment
+      // is being ended there is nobody to tell.
+      try {
+        napi_fatal_exception(env, error.Value());
+      } catch (const Napi::Error&) {
+      }
+    }
+  }
+
+  static void release(napi_env, void*, void* context) { delete static_cast<std::shared_ptr<State>*>(context); }
+
+  const std::shared_ptr<State> state_;
+  napi_threadsafe_function function_ = nullptr;
 };
 
 // Runs `stop` when the environment ends, unless it was released before.

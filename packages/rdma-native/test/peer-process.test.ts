@@ -1,5 +1,5 @@
 import { spawn } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmdirSync, rmSync } from "node:fs";
 import { createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -86,7 +86,9 @@ t.test("a peer that has ended is refused, and so is a number that is no process"
   const file = spawn("true");
   await ended(file);
   t.throws(() => native.openProcess(file.pid ?? 0), { code: "NotFound" });
-  t.throws(() => native.peerProcess(0), "no socket");
+  const noSocket = openSync("/dev/null", "r");
+  t.throws(() => native.peerProcess(noSocket), "no socket");
+  closeSync(noSocket);
 });
 
 /** Says who connects, in a process of its own. */

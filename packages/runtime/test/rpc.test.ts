@@ -171,6 +171,14 @@ t.test("health: names, changes, and what is not known", async (t) => {
     // The cancellation itself.
   }
   t.same(seen, [Status.SERVING, Status.NOT_SERVING]);
+  health.set(true, "a.B");
+  t.equal((await probe.check({ service: "a.B" })).status, Status.SERVING, "one name by itself");
+  t.equal((await probe.check({})).status, Status.NOT_SERVING);
+  const stranger = probe.watch({ service: "x" }, { timeoutMs: 5000 })[Symbol.asyncIterator]();
+  t.match(await stranger.next(), { value: { status: Status.SERVICE_UNKNOWN } });
+  health.set(true, "a.B");
+  health.set(true, "x");
+  t.match(await stranger.next(), { value: { status: Status.SERVING } }, "told of its own changes alone");
 });
 
 t.test("pings without a call are answered, every one, without GOAWAY", async (t) => {

@@ -1,18 +1,10 @@
 import { createServer } from "node:net";
-import {
-  create,
-  type DescMessage,
-  type DescMethod,
-  type DescService,
-  fromBinary,
-  type MessageShape,
-  toBinary,
-} from "@bufbuild/protobuf";
-import { Code, createHandlerContext, type ServiceImpl } from "@connectrpc/connect";
+import { type DescMessage, type DescService, fromBinary, type MessageShape, toBinary } from "@bufbuild/protobuf";
+import type { ServiceImpl } from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
 import { WeightlineError } from "../error.ts";
 import { formatAddress } from "../network-address.ts";
-import { ERROR_METADATA, encodeDetail, toConnectError } from "./rpc-error.ts";
+import { type Handler, type HandlerSurroundings, streamsOf, toGrpcHandler } from "./grpc-handlers.ts";
 
 /** contract.md: 100 MiB both ways. */
 export const MAX_MESSAGE_BYTES = 100 * 1024 * 1024;
@@ -55,157 +47,21 @@ export interface GrpcServer {
 
 grpc.setLogVerbosity(grpc.logVerbosity.NONE);
 
-type Call = grpc.ServerUnaryCall<unknown, unknown> | grpc.ServerWritableStream<unknown, unknown>;
-type Handler = (request: unknown, context: ReturnType<typeof createHandlerContext>) => unknown;
-
-interface Shared {
-  options: GrpcServerOptions;
-  shutdown: AbortSignal;
-}
-
-function contextOf(service: DescService, method: DescMethod, call: Call, shared: Shared) {
-  const cancelled = new AbortController();
-  call.on("cancelled", () => cancelled.abort());
-  const deadline = call.getDeadline();
-  const deadlineMs = deadline instanceof Date ? deadline.getTime() : deadline;
-  const header = new Headers();
-  for (const [key, value] of Object.entries(call.metadata.getMap())) {
-    header.set(key, String(value));
-  }
-  return createHandlerContext({
-    service,
-    method,
-    protocolName: "grpc",
-    requestMethod: "POST",
-    url: `grpc://${call.getPeer()}/${service.typeName}/${method.name}`,
-    requestHeader: header,
-    requestSignal: cancelled.signal,
-    shutdownSignal: shared.shutdown,
-    ...(Number.isFinite(deadlineMs) ? { timeoutMs: Math.max(0, deadlineMs - Date.now()) } : {}),
-  });
-}
-
-function toServiceError(
-  service: DescService,
-  method: DescMethod,
-  error: unknown,
-  shared: Shared,
-): Partial<grpc.StatusObject> & { code: number } {
-  const connectError = toConnectError(error);
-  if (connectError.code === Code.Internal || connectError.code === Code.Unknown) {
-    shared.options.onError?.(service.typeName, method.name, error);
-  }
-  const metadata = new grpc.Metadata();
-  const detail = encodeDetail(connectError);
-  if (detail !== undefined) {
-    metadata.set(ERROR_METADATA, Buffer.from(detail));
-  }
-  return { code: connectError.code as number, details: connectError.rawMessage, metadata };
-}
-
-/** Runs one call and tells the metrics hook how it ended. */
-async function observed(
-  service: DescService,
-  method: DescMethod,
-  shared: Shared,
-  body: () => Promise<number>,
-): Promise<void> {
-  const start = performance.now();
-  const code = await body();
-  const name =
-    code === 0
-      ? "ok"
-      : (Code[code] ?? String(code)).replace(/[A-Z]/g, (letter, at) => (at > 0 ? "_" : "") + letter.toLowerCase());
-  shared.options.onCall?.(service.typeName, method.name, name, (performance.now() - start) / 1000);
-}
-
-function unaryHandler(
-  service: DescService,
-  method: DescMethod,
-  handler: Handler,
-  shared: Shared,
-): grpc.handleUnaryCall<unknown, unknown> {
-  return (call, callback) => {
-    void observed(service, method, shared, async () => {
-      const context = contextOf(service, method, call, shared);
-      try {
-        const reply = create(method.output, (await handler(call.request, context)) as MessageShape<DescMessage>);
-        callback(null, reply);
-        return 0;
-      } catch (error) {
-        const status = toServiceError(service, method, error, shared);
-        callback(status);
-        return status.code;
-      } finally {
-        context.abort();
-      }
-    });
-  };
-}
-
-/** Waits until the stream takes more, or the call is over. */
-function drained(call: grpc.ServerWritableStream<unknown, unknown>, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      call.off("drain", done);
-      signal.removeEventListener("abort", done);
-      resolve();
-    };
-    call.on("drain", done);
-    signal.addEventListener("abort", done);
-  });
-}
-
-function streamHandler(
-  service: DescService,
-  method: DescMethod,
-  handler: Handler,
-  shared: Shared,
-): grpc.handleServerStreamingCall<unknown, unknown> {
-  return (call) => {
-    void observed(service, method, shared, async () => {
-      const context = contextOf(service, method, call, shared);
-      // A waiting client must learn at once that the call is there.
-      call.sendMetadata(new grpc.Metadata());
-      try {
-        for await (const item of handler(call.request, context) as AsyncIterable<MessageShape<DescMessage>>) {
-          if (!call.write(create(method.output, item)) && !context.signal.aborted) {
-            await drained(call, context.signal);
-          }
-        }
-        call.end();
-        return 0;
-      } catch (error) {
-        const status = toServiceError(service, method, error, shared);
-        call.emit("error", status);
-        return status.code;
-      } finally {
-        context.abort();
-      }
-    });
-  };
-}
-
-function addRoute(server: grpc.Server, { service, implementation }: ServiceRoute, shared: Shared): void {
+function addRoute(server: grpc.Server, { service, implementation }: ServiceRoute, around: HandlerSurroundings): void {
   const definition: Record<string, grpc.MethodDefinition<unknown, unknown>> = {};
   const handlers: grpc.UntypedServiceImplementation = {};
   for (const method of service.methods) {
     const handler = (implementation as Record<string, Handler | undefined>)[method.localName];
     definition[method.name] = {
       path: `/${service.typeName}/${method.name}`,
-      requestStream: false,
-      responseStream: method.methodKind === "server_streaming",
+      ...streamsOf(method),
       requestSerialize: (message) => Buffer.from(toBinary(method.input, message as MessageShape<DescMessage>)),
       requestDeserialize: (bytes) => fromBinary(method.input, bytes),
       responseSerialize: (message) => Buffer.from(toBinary(method.output, message as MessageShape<DescMessage>)),
       responseDeserialize: (bytes) => fromBinary(method.output, bytes),
     };
     if (handler !== undefined) {
-      const bound = handler.bind(implementation);
-      handlers[method.name] =
-        method.methodKind === "server_streaming"
-          ? streamHandler(service, method, bound, shared)
-          : unaryHandler(service, method, bound, shared);
+      handlers[method.name] = toGrpcHandler(method, handler.bind(implementation), around);
     }
   }
   server.addService(definition, handlers);
@@ -240,6 +96,7 @@ export function portError(flag: string, host: string, port: number, cause: Error
 
 /** Serves gRPC. Pings of clients are answered however often they come. */
 export async function createGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
+  const { onCall, onError } = options;
   const stopping = new AbortController();
   const server = new grpc.Server({
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
@@ -247,8 +104,13 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     // Two servers on one port would take turns in answering.
     "grpc.so_reuseport": 0,
   });
+  const around: HandlerSurroundings = {
+    shutdown: stopping.signal,
+    ...(onCall === undefined ? {} : { onCall }),
+    ...(onError === undefined ? {} : { onError }),
+  };
   for (const entry of options.routes) {
-    addRoute(server, entry, { options, shutdown: stopping.signal });
+    addRoute(server, entry, around);
   }
   const host = await firstBindable(options.bind);
   const port = await new Promise<number>((resolve, reject) => {

@@ -1,0 +1,271 @@
+import { create, type DescMessage, type DescMethod, fromBinary, type MessageShape, toBinary } from "@bufbuild/protobuf";
+import { Code, ConnectError, type Transport } from "@connectrpc/connect";
+import * as grpc from "@grpc/grpc-js";
+import { WeightlineError } from "../error.ts";
+import { formatAddress, type NetworkAddress } from "../network-address.ts";
+import { streamsOf } from "./grpc-handlers.ts";
+import { type HeaderInit, toMetadata } from "./grpc-metadata.ts";
+import { MAX_MESSAGE_BYTES } from "./grpc-server.ts";
+import { ERROR_METADATA, fromStatus } from "./rpc-error.ts";
+
+type Message = MessageShape<DescMessage>;
+
+/** Where there is another address to ask, a connection gets so long; the whole deadline otherwise. */
+const CONNECT_TIMEOUT_MS = 500;
+
+const CHANNEL_OPTIONS: grpc.ChannelOptions = {
+  // grpc-js obeys http_proxy by itself; traffic inside the cluster never goes that way.
+  "grpc.enable_http_proxy": 0,
+  "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+  "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
+  "grpc.initial_reconnect_backoff_ms": 100,
+  "grpc.min_reconnect_backoff_ms": 100,
+  "grpc.max_reconnect_backoff_ms": 1000,
+  // A frozen server's kernel goes on acknowledging: only pings, also between calls, show that nobody is there. The name is
+  // resolved again then, at once.
+  "grpc.keepalive_time_ms": 5000,
+  "grpc.keepalive_timeout_ms": 5000,
+  "grpc.keepalive_permit_without_calls": 1,
+  "grpc.dns_min_time_between_resolutions_ms": 1000,
+  "grpc.service_config_disable_resolution": 1,
+};
+
+/** grpc-js wraps the system's words in its own: "No connection established. Last error: Error: connect ECONNREFUSED ...". */
+function plainMessage(text: string): string {
+  const inner = /Last error: (?:Error: )?(.*?)\.? Resolution note:/.exec(text)?.[1];
+  return inner === undefined ? text : inner === "null" ? "cannot be reached" : `cannot be reached: ${inner}`;
+}
+
+function toError(error: grpc.ServiceError): ConnectError {
+  const [detail] = error.metadata?.get(ERROR_METADATA) ?? [];
+  const bytes = detail instanceof Buffer ? detail : undefined;
+  return fromStatus(error.code, plainMessage(error.details ?? error.message), bytes, error);
+}
+
+/** One call of a method, wherever it goes. */
+interface Attempt {
+  method: DescMethod;
+  message: Message;
+  metadata: grpc.Metadata;
+  signal: AbortSignal | undefined;
+  /** On the monotonic clock; Infinity for none. */
+  deadlineMs: number;
+}
+
+/** Another attempt may do better: nobody was there. */
+function isUnreachable(error: unknown): boolean {
+  return error instanceof ConnectError && error.code === Code.Unavailable;
+}
+
+/** One address, with the channel to it. */
+class Target {
+  readonly #address: string;
+  readonly #client: grpc.Client;
+  /** Undefined: a connection may take the whole deadline. */
+  readonly #connectTimeoutMs: number | undefined;
+
+  constructor(address: NetworkAddress, connectTimeoutMs: number | undefined) {
+    this.#address = formatAddress(address);
+    this.#client = new grpc.Client(this.#address, grpc.credentials.createInsecure(), CHANNEL_OPTIONS);
+    this.#connectTimeoutMs = connectTimeoutMs;
+  }
+
+  close(): void {
+    this.#client.close();
+  }
+
+  unary(attempt: Attempt): Promise<Message> {
+    return new Promise((resolve, reject) => {
+      const call = this.#client.makeUnaryRequest(...this.#parameters(attempt), (error, reply) => {
+        release();
+        if (reply !== undefined && error === null) {
+          resolve(reply);
+        } else {
+          reject(error === null ? new ConnectError("empty reply", Code.Internal) : (late() ?? toError(error)));
+        }
+      });
+      const { late, release } = this.#watch(call, attempt.signal);
+    });
+  }
+
+  async *stream(attempt: Attempt): AsyncGenerator<Message> {
+    const call = this.#client.makeServerStreamRequest(...this.#parameters(attempt));
+    const { late, release } = this.#watch(call, attempt.signal);
+    try {
+      for await (const message of call) {
+        yield message;
+      }
+    } catch (error) {
+      throw late() ?? toError(error as grpc.ServiceError);
+    } finally {
+      release();
+      call.cancel();
+    }
+  }
+
+  #parameters({ method, message, metadata, deadlineMs }: Attempt) {
+    const leftMs = deadlineMs - performance.now();
+    const options: grpc.CallOptions = Number.isFinite(leftMs) ? { deadline: Date.now() + Math.max(0, leftMs) } : {};
+    return [
+      `/${method.parent.typeName}/${method.name}`,
+      (request: Message) => Buffer.from(toBinary(method.input, request)),
+      (bytes: Buffer) => fromBinary(method.output, bytes),
+      message,
+      metadata,
+      options,
+    ] as const;
+  }
+
+  /** Cancels the call by its caller's signal, or when its connection does not come. */
+  #watch(call: { cancel(): void }, signal: AbortSignal | undefined) {
+    let error: ConnectError | undefined;
+    const cancel = () => call.cancel();
+    if (signal?.aborted) {
+      cancel();
+    }
+    signal?.addEventListener("abort", cancel);
+    const expire = () => {
+      if (this.#client.getChannel().getConnectivityState(false) !== grpc.connectivityState.READY) {
+        const words = `cannot be reached: ${this.#address} does not answer within ${this.#connectTimeoutMs} ms`;
+        error = new ConnectError(words, Code.Unavailable);
+        cancel();
+      }
+    };
+    const timer = this.#connectTimeoutMs === undefined ? undefined : setTimeout(expire, this.#connectTimeoutMs);
+    return {
+      /** Why the call was given up, if it was for want of a connection. */
+      late: () => error,
+      release() {
+        clearTimeout(timer);
+        signal?.removeEventListener("abort", cancel);
+      },
+    };
+  }
+}
+
+/** Several addresses of one service, and which of them is asked first. */
+class Targets {
+  readonly #all: Target[];
+  #first = 0;
+
+  constructor(addresses: readonly NetworkAddress[]) {
+    if (addresses.length === 0) {
+      throw new WeightlineError("InvalidArgument", "no address is given", { wayOut: "give host:port" });
+    }
+    const connectTimeoutMs = addresses.length > 1 ? CONNECT_TIMEOUT_MS : undefined;
+    this.#all = addresses.map((address) => new Target(address, connectTimeoutMs));
+  }
+
+  /** Each of them once, the one that answered last first. */
+  *inTurn(): Generator<Target> {
+    const start = this.#first;
+    for (let step = 0; step < this.#all.length; step++) {
+      yield this.#all[(start + step) % this.#all.length] as Target;
+    }
+  }
+
+  /** The next is asked first from now on: this one is away, or holds calls without answering. */
+  passOver(target: Target): void {
+    if (this.#all[this.#first] === target) {
+      this.#first = (this.#first + 1) % this.#all.length;
+    }
+  }
+
+  close(): void {
+    for (const target of this.#all) {
+      target.close();
+    }
+  }
+}
+
+/** True: the next target may be asked. */
+function goesOn(targets: Targets, target: Target, error: unknown, { deadlineMs }: Attempt): boolean {
+  const silent = error instanceof ConnectError && error.code === Code.DeadlineExceeded;
+  if (silent || isUnreachable(error)) {
+    targets.passOver(target);
+  }
+  return isUnreachable(error) && performance.now() < deadlineMs;
+}
+
+async function callUnary(targets: Targets, attempt: Attempt): Promise<Message> {
+  let failure: unknown;
+  for (const target of targets.inTurn()) {
+    try {
+      return await target.unary(attempt);
+    } catch (error) {
+      failure = error;
+      if (!goesOn(targets, target, error, attempt)) {
+        break;
+      }
+    }
+  }
+  throw failure;
+}
+
+async function* callStream(targets: Targets, attempt: Attempt): AsyncGenerator<Message> {
+  let failure: unknown;
+  for (const target of targets.inTurn()) {
+    let begun = false;
+    try {
+      for await (const message of target.stream(attempt)) {
+        begun = true;
+        yield message;
+      }
+      return;
+    } catch (error) {
+      failure = error;
+      if (!goesOn(targets, target, error, attempt) || begun) {
+        break;
+      }
+    }
+  }
+  throw failure;
+}
+
+function attemptOf(
+  method: DescMethod,
+  signal: AbortSignal | undefined,
+  timeoutMs: number | undefined,
+  header: HeaderInit,
+  input: Message,
+): Attempt {
+  const deadlineMs = timeoutMs === undefined ? Number.POSITIVE_INFINITY : performance.now() + timeoutMs;
+  return { method, message: input, metadata: toMetadata(header), signal, deadlineMs };
+}
+
+/** The one message of a method that takes one. */
+async function onlyMessage(method: DescMethod, input: AsyncIterable<unknown>): Promise<Message> {
+  if (streamsOf(method).requestStream) {
+    throw new ConnectError(`${method.name} takes a stream of messages, which this client does not send`, Code.Internal);
+  }
+  let message: Message = create(method.input);
+  for await (const item of input) {
+    message = create(method.input, item as Message);
+  }
+  return message;
+}
+
+/** Connect's transport over grpc-js channels. */
+export function createGrpcTransport(
+  addresses: readonly NetworkAddress[],
+  defaultTimeoutMs: number,
+): { transport: Transport; close(): void } {
+  const targets = new Targets(addresses);
+  const reply = (method: DescMethod) => ({
+    service: method.parent,
+    method,
+    header: new Headers(),
+    trailer: new Headers(),
+  });
+  const transport: Transport = {
+    async unary(method, signal, timeoutMs, header, input) {
+      const attempt = attemptOf(method, signal, timeoutMs ?? defaultTimeoutMs, header, create(method.input, input));
+      return { ...reply(method), stream: false, message: await callUnary(targets, attempt) } as never;
+    },
+    async stream(method, signal, timeoutMs, header, input) {
+      const attempt = attemptOf(method, signal, timeoutMs, header, await onlyMessage(method, input));
+      return { ...reply(method), stream: true, message: callStream(targets, attempt) } as never;
+    },
+  };
+  return { transport, close: () => targets.close() };
+}

@@ -1,0 +1,167 @@
+// All four kinds of methods on grpc-js. The contract has no method that takes a stream; these kinds are made of Health's messages.
+import type { DescMethod, DescService } from "@bufbuild/protobuf";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import * as grpc from "@grpc/grpc-js";
+import { Health, HealthCheckRequestSchema, HealthCheckResponseSchema } from "@weightline/proto/grpc-health";
+import { createGrpcChannel, createGrpcServer, type ServiceRoute } from "@weightline/runtime";
+import t from "tap";
+
+type Request = { service: string };
+type Context = { signal: AbortSignal };
+
+const service = { ...Health, typeName: "test.Kinds", methods: [] as DescMethod[] };
+for (const [name, methodKind] of [
+  ["Count", "client_streaming"],
+  ["Echo", "bidi_streaming"],
+  ["Repeat", "server_streaming"],
+] as const) {
+  const localName = name.toLowerCase();
+  service.methods.push({
+    ...Health.method.check,
+    name,
+    localName,
+    methodKind,
+    parent: service,
+  } as unknown as DescMethod);
+}
+
+let ended: unknown;
+const implementation = {
+  async count(requests: AsyncIterable<Request>) {
+    let status = 0;
+    for await (const _ of requests) {
+      status += 1;
+    }
+    return { status };
+  },
+  async *echo(requests: AsyncIterable<Request>) {
+    try {
+      for await (const { service } of requests) {
+        yield { status: service.length };
+      }
+      ended = "whole";
+    } catch (error) {
+      ended = error;
+      throw error;
+    }
+  },
+  async *repeat({ service }: Request, { signal }: Context) {
+    for (let i = 0; i < Number(service); i++) {
+      yield { status: i };
+    }
+    if (service === "3") {
+      await new Promise((resolve) => signal.addEventListener("abort", resolve));
+      yield { status: 99 };
+    }
+  },
+};
+
+const start = () =>
+  createGrpcServer({
+    routes: [{ service: service as unknown as DescService, implementation } as unknown as ServiceRoute],
+    bind: ["127.0.0.1"],
+    port: 0,
+    portFlag: "--port",
+  });
+const server = await start();
+const raw = new grpc.Client(`127.0.0.1:${server.port}`, grpc.credentials.createInsecure());
+t.teardown(async () => {
+  raw.close();
+  await server.stop(0);
+});
+
+const encode = (text: string) =>
+  Buffer.from(toBinary(HealthCheckRequestSchema, create(HealthCheckRequestSchema, { service: text })));
+const decode = (bytes: Buffer) => Number(fromBinary(HealthCheckResponseSchema, bytes).status);
+
+t.test("client streaming: every message is taken, then one reply", async (t) => {
+  const total = await new Promise<number | undefined>((resolve, reject) => {
+    const call = raw.makeClientStreamRequest("/test.Kinds/Count", encode, decode, (error, reply) =>
+      error === null ? resolve(reply) : reject(error),
+    );
+    for (let i = 0; i < 1000; i++) {
+      call.write(String(i));
+    }
+    call.end();
+  });
+  t.equal(total, 1000);
+});
+
+t.test("both sides stream: replies come as requests go, and the caller's end ends it", async (t) => {
+  const call = raw.makeBidiStreamRequest("/test.Kinds/Echo", encode, decode);
+  const replies = call[Symbol.asyncIterator]();
+  for (const text of ["a", "bbb", "cc"]) {
+    call.write(text);
+    t.equal((await replies.next()).value, text.length);
+  }
+  call.end();
+  t.equal((await replies.next()).done, true);
+  t.equal(ended, "whole");
+});
+
+t.test("a caller that goes away ends the handler's loop, and never as if it had said all", async (t) => {
+  for (let round = 0; round < 20; round++) {
+    ended = undefined;
+    const call = raw.makeBidiStreamRequest("/test.Kinds/Echo", encode, decode);
+    call.on("error", () => undefined);
+    call.write("a");
+    await new Promise((resolve) => call.once("data", resolve));
+    call.cancel();
+    while (ended === undefined) {
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    t.match(ended, { name: "AbortError" });
+  }
+});
+
+t.test("a stop ends open streams of both kinds with Unavailable, not as if they were whole", async (t) => {
+  const second = await start();
+  const client = new grpc.Client(`127.0.0.1:${second.port}`, grpc.credentials.createInsecure());
+  t.teardown(() => client.close());
+  const repeat = client.makeServerStreamRequest("/test.Kinds/Repeat", encode, decode, "3");
+  const echo = client.makeBidiStreamRequest("/test.Kinds/Echo", encode, decode);
+  echo.write("a");
+  const seen: number[] = [];
+  const ends = [repeat, echo].map(
+    (call) => new Promise<number>((resolve) => call.once("error", (error: grpc.ServiceError) => resolve(error.code))),
+  );
+  await Promise.all([
+    new Promise<void>((resolve) =>
+      repeat.on("data", (item: number) => {
+        seen.push(item);
+        if (seen.length === 3) {
+          resolve();
+        }
+      }),
+    ),
+    new Promise((resolve) => echo.once("data", resolve)),
+  ]);
+  await second.stop(10_000);
+  t.same(await Promise.all(ends), [grpc.status.UNAVAILABLE, grpc.status.UNAVAILABLE]);
+  t.same(seen, [0, 1, 2], "nothing is sent after the stop");
+});
+
+t.test("a slow reader: all of a long stream arrives in order", async (t) => {
+  const call = raw.makeServerStreamRequest("/test.Kinds/Repeat", encode, decode, "20000");
+  let next = 0;
+  for await (const item of call) {
+    if (item !== next) {
+      t.fail(`${item} came in place of ${next}`);
+    }
+    next += 1;
+    if (next % 5000 === 0) {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  }
+  t.equal(next, 20_000);
+});
+
+t.test("our client says so when a method takes a stream", async (t) => {
+  const channel = createGrpcChannel({ addresses: [{ host: "127.0.0.1", port: server.port }] });
+  t.teardown(() => channel.close());
+  const client = channel.client(service as unknown as DescService) as unknown as {
+    count(input: AsyncIterable<Request>): Promise<unknown>;
+  };
+  async function* none() {}
+  await t.rejects(client.count(none()), { message: /Count takes a stream of messages/ });
+});

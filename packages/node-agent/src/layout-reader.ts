@@ -1,4 +1,4 @@
-import { readFile } from "node:fs/promises";
+import { open, readFile } from "node:fs/promises";
 import { WeightlineError } from "@weightline/runtime";
 
 /** What the header of a layout says (objects.md, "Layout format"). */
@@ -39,12 +39,15 @@ function corrupt(what: string): WeightlineError {
   return new WeightlineError("Corrupt", `the layout is not valid: ${what}`, { field: "layout" });
 }
 
-function parse(bytes: Buffer): { raw: RawHeader; columnsAt: number } {
+function headerBytesOf(bytes: Buffer): number {
   if (bytes.length < PREAMBLE_BYTES || bytes.toString("latin1", 0, 8) !== MAGIC || bytes.readUInt32LE(8) !== VERSION) {
     throw corrupt(`it does not begin with ${MAGIC} and version ${VERSION}`);
   }
-  const headerBytes = bytes.readUInt32LE(12);
-  const columnsAt = PREAMBLE_BYTES + headerBytes;
+  return bytes.readUInt32LE(12);
+}
+
+function parse(bytes: Buffer): { raw: RawHeader; columnsAt: number } {
+  const columnsAt = PREAMBLE_BYTES + headerBytesOf(bytes);
   if (columnsAt > bytes.length) {
     throw corrupt("its header is cut off");
   }
@@ -60,19 +63,28 @@ export function segmentPaths(header: LayoutHeader): string[] {
   return header.segments.map(({ path }, i) => `files/${path === "" ? String(i).padStart(4, "0") : path}`);
 }
 
-/** Reads <folder>/layout's header. The mover has checked the whole of it when it was written. */
+/** Reads <folder>/layout's header alone. The mover has checked the whole of it when it was written. */
 export async function readLayoutHeader(folder: string): Promise<LayoutHeader> {
-  const bytes = await readFile(`${folder}/layout`);
-  const { raw } = parse(bytes);
-  return {
-    kind: raw.kind,
-    algorithm: raw.algorithm,
-    chunkBytes: raw.chunk_bytes,
-    itemCount: raw.items,
-    segments: raw.segments.map((segment) => ({ bytes: segment.bytes, path: segment.path ?? "" })),
-    totalBytes: raw.segments.reduce((sum, segment) => sum + segment.bytes, 0),
-    layoutBytes: bytes.length,
-  };
+  const file = await open(`${folder}/layout`);
+  try {
+    const { size } = await file.stat();
+    const preamble = Buffer.alloc(Math.min(size, PREAMBLE_BYTES));
+    await file.read(preamble, 0, preamble.length, 0);
+    const head = Buffer.alloc(Math.min(size, PREAMBLE_BYTES + headerBytesOf(preamble)));
+    await file.read(head, 0, head.length, 0);
+    const { raw } = parse(head);
+    return {
+      kind: raw.kind,
+      algorithm: raw.algorithm,
+      chunkBytes: raw.chunk_bytes,
+      itemCount: raw.items,
+      segments: raw.segments.map((segment) => ({ bytes: segment.bytes, path: segment.path ?? "" })),
+      totalBytes: raw.segments.reduce((sum, segment) => sum + segment.bytes, 0),
+      layoutBytes: size,
+    };
+  } finally {
+    await file.close();
+  }
 }
 
 function padded(bytes: number): number {

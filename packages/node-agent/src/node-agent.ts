@@ -13,6 +13,7 @@ import {
   type Logger,
   parseAddresses,
   toWeightlineError,
+  WeightlineError,
 } from "@weightline/runtime";
 import { type AgentConfiguration, DESCRIPTOR_SOCKET_SUFFIX } from "./configuration.ts";
 import { createDirectoryClient } from "./directory/directory-client.ts";
@@ -33,6 +34,8 @@ import { createLocalService } from "./local/local-service.ts";
 import { memoryLimit } from "./memory-limit.ts";
 import { createAgentMetrics } from "./metrics.ts";
 import { startMover } from "./mover/mover-process.ts";
+import { createOfferTable } from "./offers/offer-table.ts";
+import { createOfferWork } from "./offers/offer-work.ts";
 import { createPeerClient } from "./peers/peer-client.ts";
 import { createPeerService, moverEndpoint } from "./peers/peer-service.ts";
 import { createWorkerService } from "./peers/worker-service.ts";
@@ -141,6 +144,12 @@ async function start(
   const transfers = createTransferLog(node, linkRate);
   const fills = createFillBoard<Holding>();
   const loads = createFillBoard<Loaded>();
+  const openDescriptors = () => {
+    if (descriptors === undefined) {
+      throw new WeightlineError("Unavailable", "the descriptor socket is not open yet", { wayOut: "try again" });
+    }
+    return descriptors;
+  };
   const nodeState = () => (notReady.draining ? NodeState.DRAINING : NodeState.READY);
 
   const evictor = createEvictor({
@@ -149,6 +158,7 @@ async function start(
     log,
     heldElsewhere,
     cancelFill: async (holding) => {
+      await offers.endOf(holding);
       for (const named of holding.record.identities) {
         await fills.find(keyOf(named))?.cancel();
       }
@@ -177,8 +187,6 @@ async function start(
     version: VERSION,
     log,
   });
-  agentMetrics.observe({ registry, account, leases, transfers });
-
   const algorithm = configuration.digest;
   const loadRoot = configuration.loadRoot === "" && !insideContainer() ? "/" : configuration.loadRoot;
   const loader = createLoader({
@@ -211,6 +219,25 @@ async function start(
     onFallback: (reason) => agentMetrics.fallback(reason),
   });
   const acquirer = createAcquirer(registry, fills, puller);
+  const offers = createOfferTable({
+    registry,
+    board: fills,
+    leases,
+    work: createOfferWork({
+      store,
+      registry,
+      account,
+      evictor,
+      mover,
+      log,
+      threads: configuration.loadThreads,
+      algorithm,
+      descriptors: () => openDescriptors(),
+    }),
+    descriptors: () => openDescriptors(),
+    onEnd: (outcome) => agentMetrics.offerEnded(outcome),
+  });
+  agentMetrics.observe({ registry, account, leases, transfers, offers });
 
   /** True when the directory knows another node that holds the same object whole. */
   async function heldElsewhere(holding: Holding): Promise<boolean> {
@@ -343,12 +370,15 @@ async function start(
 
   const descriptorSocket = configuration.socket + DESCRIPTOR_SOCKET_SUFFIX;
   const descriptorServer = native.createDescriptorServer(descriptorSocket, store.view, (event) => {
-    if (event.kind === "refused") {
+    if (event.kind === "given") {
+      offers.given(event);
+    } else if (event.kind === "refused") {
       log.warn({ process: event.pid, reason: event.reason }, "refused descriptors");
     }
   });
   descriptors = descriptorServer;
   life.add({ name: "descriptor server", stop: () => native.closeDescriptorServer(descriptorServer) });
+  life.add({ name: "offers", stop: () => offers.close() });
   life.add({ name: "leases", stop: () => leases.close() });
 
   const local = await startLocalServer({
@@ -363,6 +393,7 @@ async function start(
       evictor,
       leases,
       transfers,
+      offers,
       descriptors: () => descriptorServer,
       descriptorSocket,
       draining,

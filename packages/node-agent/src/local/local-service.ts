@@ -1,27 +1,23 @@
 import { randomBytes } from "node:crypto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { HandlerContext } from "@connectrpc/connect";
-import { filesIdentity } from "@weightline/proto";
-import {
-  AgentService,
-  type HeldSchema,
-  type StatusResponseSchema,
-  type Wanted as WantedMessage,
-} from "@weightline/proto/local";
+import { AgentService, type HeldSchema, type StatusResponseSchema } from "@weightline/proto/local";
 import { type DescriptorServerHandle, native } from "@weightline/rdma-native";
 import { route, type ServiceRoute, toWeightlineError, WeightlineError } from "@weightline/runtime";
 import type { AcquireOutcome, Acquirer } from "../fills/acquirer.ts";
 import type { FillBoard } from "../fills/fill-board.ts";
 import type { Loaded, Loader } from "../fills/load.ts";
-import { progressStream, watchFill } from "../fills/progress-stream.ts";
-import { type Wanted, wantedFrom } from "../fills/wanted.ts";
+import { acquireStream, watchFill } from "../fills/progress-stream.ts";
+import type { Wanted } from "../fills/wanted.ts";
 import type { Evictor } from "../holdings/evictor.ts";
 import { type Holding, modelNameOf, toMessage } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
 import { segmentPaths } from "../layout-reader.ts";
 import type { Lease, LeaseTable } from "../leases/lease-table.ts";
+import type { OfferTable } from "../offers/offer-table.ts";
 import type { TransferLog } from "../transfers/transfer-log.ts";
 import { type Caller, callerKey, requireOperator } from "./caller.ts";
+import { checkName, readIdentity, readTimeout, readWanted } from "./request-fields.ts";
 
 /** What Status tells beside holdings and leases. */
 export type StatusFacts = Omit<MessageInitShape<typeof StatusResponseSchema>, "$typeName" | "holdings" | "leases">;
@@ -34,6 +30,7 @@ export interface LocalServiceOptions {
   evictor: Evictor;
   leases: LeaseTable;
   transfers: TransferLog;
+  offers: OfferTable;
   descriptors: () => DescriptorServerHandle;
   descriptorSocket: string;
   status: () => StatusFacts;
@@ -43,13 +40,10 @@ export interface LocalServiceOptions {
   onAttach: (seconds: number) => void;
 }
 
-const DEFAULT_TIMEOUT_S = 300;
-const TIMEOUT_MAX_S = 86_400;
 /** architecture.md: a ticket lives so long. */
 const TICKET_TTL_MS = 10_000;
 /** How long an evict waits for memory to be free before it says that it is pending. */
 const EVICT_PATIENCE_MS = 5000;
-const NAME_MAX_BYTES = 512;
 
 function callerOf(context: HandlerContext): Caller {
   const caller = context.values.get(callerKey);
@@ -59,75 +53,6 @@ function callerOf(context: HandlerContext): Caller {
     });
   }
   return caller;
-}
-
-/** What a request's words mean. Throws InvalidArgument naming the field. */
-export function readWanted(message: WantedMessage | undefined): Wanted {
-  const missing = () =>
-    new WeightlineError("InvalidArgument", "wanted.model.model_name is required", {
-      field: "wanted",
-      limit: "a model name, an identity or a source id",
-      wayOut: "name the model",
-    });
-  const name = message?.name;
-  const rank = message?.rank ?? 0;
-  switch (name?.case) {
-    case "model": {
-      checkName("model_name", name.value.modelName);
-      checkName("revision", name.value.revision);
-      if (name.value.modelName === "") {
-        throw missing();
-      }
-      return wantedFrom({ identity: filesIdentity(name.value.modelName, name.value.revision), rank });
-    }
-    case "identity":
-      checkName("identity.model_name", name.value.modelName);
-      if (name.value.modelName === "") {
-        throw new WeightlineError("InvalidArgument", "identity.model_name is required", {
-          field: "identity.model_name",
-        });
-      }
-      return wantedFrom({ identity: name.value, rank });
-    case "sourceId":
-      if (!/^[0-9a-f]{16}$/.test(name.value)) {
-        throw new WeightlineError("InvalidArgument", `source id "${name.value}" is not 16 lowercase hex digits`, {
-          field: "source_id",
-          value: name.value,
-          limit: "16 lowercase hex digits",
-        });
-      }
-      return {
-        sourceId: name.value,
-        rank,
-        named: undefined,
-        modelName: name.value,
-        label: `source ${name.value}, rank ${rank}`,
-      };
-    default:
-      throw missing();
-  }
-}
-
-function checkName(field: string, value: string): void {
-  const bytes = Buffer.byteLength(value);
-  if (bytes > NAME_MAX_BYTES) {
-    throw new WeightlineError("InvalidArgument", `${field} has ${bytes} bytes; at most ${NAME_MAX_BYTES} are taken`, {
-      field,
-      value: `${bytes} bytes`,
-      limit: `${NAME_MAX_BYTES} bytes`,
-    });
-  }
-}
-
-function timeoutOf(seconds: number): number {
-  if (!Number.isFinite(seconds) || seconds < 0 || seconds > TIMEOUT_MAX_S) {
-    throw new WeightlineError("InvalidArgument", `timeout_s ${seconds} is not within 0 and ${TIMEOUT_MAX_S}`, {
-      field: "timeout_s",
-      value: String(seconds),
-      limit: `0 to ${TIMEOUT_MAX_S}`,
-    });
-  }
-  return (seconds === 0 ? DEFAULT_TIMEOUT_S : seconds) * 1000;
 }
 
 /** AgentService: what pods and operators on this node ask. */
@@ -140,7 +65,11 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
     }
   };
 
-  const heldMessage = (lease: Lease, caller: Caller, outcome: AcquireOutcome): MessageInitShape<typeof HeldSchema> => {
+  const heldMessage = (
+    lease: Lease,
+    caller: Caller,
+    outcome: AcquireOutcome | "offered",
+  ): MessageInitShape<typeof HeldSchema> => {
     const start = performance.now();
     const { holding } = lease;
     const ticket = { ticketId: randomBytes(16), secret: randomBytes(32) };
@@ -186,16 +115,17 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       const caller = callerOf(context);
       refuseWhileDraining();
       const started = performance.now();
-      const timeoutMs = timeoutOf(timeoutS);
+      const timeoutMs = readTimeout("timeout_s", timeoutS);
       const wanted = readWanted(message);
       const timeout = AbortSignal.timeout(timeoutMs);
       const signal = AbortSignal.any([context.signal, timeout]);
       try {
-        const { held, stream } = progressStream(acquirer, wanted, signal);
-        for await (const progress of stream) {
-          yield { event: { case: "progress", value: progress } };
+        const stream = acquireStream(acquirer, wanted, signal);
+        let step = await stream.next();
+        for (; step.done !== true; step = await stream.next()) {
+          yield { event: { case: "progress", value: step.value } };
         }
-        const { holding, outcome } = await held;
+        const { holding, outcome } = step.value;
         const lease = leases.grant(holding, caller.owner);
         if (context.signal.aborted) {
           leases.release(lease.id, caller.owner);
@@ -258,11 +188,12 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
     async *pull({ wanted: message }, context) {
       requireOperator(callerOf(context), "pull");
       refuseWhileDraining();
-      const { held, stream } = progressStream(acquirer, readWanted(message), context.signal);
-      for await (const progress of stream) {
-        yield { event: { case: "progress", value: progress } };
+      const stream = acquireStream(acquirer, readWanted(message), context.signal);
+      let step = await stream.next();
+      for (; step.done !== true; step = await stream.next()) {
+        yield { event: { case: "progress", value: step.value } };
       }
-      const { holding, outcome } = await held;
+      const { holding, outcome } = step.value;
       yield { event: { case: "pulled", value: { holding: toMessage(holding), outcome } } };
     },
     async evict({ wanted: message, force }, context) {
@@ -295,6 +226,23 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
         freedBytes: BigInt(Math.round(results.reduce((sum, { freedBytes }) => sum + freedBytes, 0))),
         pendingBytes: BigInt(Math.round(results.reduce((sum, { pending, charge }) => sum + (pending ? charge : 0), 0))),
       };
+    },
+    offer({ identity, rank, alone, stallTimeoutS }, context) {
+      const { owner } = callerOf(context);
+      refuseWhileDraining();
+      const named = readIdentity(identity, rank);
+      const stallMs = readTimeout("stall_timeout_s", stallTimeoutS);
+      const { offerId, ticket } = options.offers.open({ named, owner, alone, stallMs });
+      const { ticketId, secret } = ticket;
+      return { offerId, ticket: { id: ticketId, secret, socket: options.descriptorSocket, ttlMs: stallMs } };
+    },
+    async sealOffer({ offerId }, context) {
+      const caller = callerOf(context);
+      const holding = await options.offers.seal(offerId, caller.owner);
+      return { held: heldMessage(leases.grant(holding, caller.owner), caller, "offered") };
+    },
+    async withdrawOffer({ offerId }, context) {
+      return { withdrawn: await options.offers.withdraw(offerId, callerOf(context).owner) };
     },
     drain(_request, context) {
       requireOperator(callerOf(context), "drain");

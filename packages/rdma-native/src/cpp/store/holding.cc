@@ -102,6 +102,13 @@ bool Holding::verified(uint64_t chunk) const {
   return (byte >> (chunk % 8) & 1) != 0;
 }
 
+bool Holding::wholeSegment(uint32_t segment) const {
+  for (uint64_t chunk = geometry_.firstChunk(segment); chunk < geometry_.firstChunk(segment + 1); chunk++) {
+    if (!verified(chunk)) return false;
+  }
+  return true;
+}
+
 DigestValue Holding::digest(uint64_t chunk) const {
   DigestValue value{};
   std::memcpy(value.data(), digests_.data() + chunk * digestBytes_, digestBytes_);
@@ -116,22 +123,25 @@ std::string Holding::segmentPath(uint32_t segment) const {
   return kFiles + std::string(number);
 }
 
-void Holding::beginFill() {
+void Holding::beginFill(std::optional<uint32_t> only) {
   std::lock_guard lock(mutex_);
   if (allocator_) throw Fault(Code::kInUse, "holding " + id_ + " is being filled already").field("holdingId").value(id_);
   failed_.reset();
   writers_.clear();
+  writers_.resize(geometry_.segmentCount());
   std::vector<int> descriptors;
-  for (uint32_t i = 0; i < geometry_.segmentCount(); i++) {
+  const auto first = only.value_or(0);
+  const auto end = only ? *only + 1 : static_cast<uint32_t>(geometry_.segmentCount());
+  for (uint32_t i = first; i < end; i++) {
     const std::string path = segmentPath(i);
     files::makeParents(folder_.get(), path);
-    writers_.push_back(files::openBelow(folder_.get(), path, O_RDWR | O_CREAT, 0644));
-    const int fd = writers_.back().get();
+    writers_[i] = files::openBelow(folder_.get(), path, O_RDWR | O_CREAT, 0644);
+    const int fd = writers_[i].get();
     const uint64_t bytes = geometry_.segment(i).bytes;
     if (files::sizeOf(fd) != bytes && ::ftruncate(fd, static_cast<off_t>(bytes)) != 0) throw systemFault(errno, "sizing " + path);
     descriptors.push_back(fd);
   }
-  allocator_ = std::make_unique<Allocator>(geometry_, std::move(descriptors));
+  allocator_ = std::make_unique<Allocator>(geometry_, first, end, std::move(descriptors));
 }
 
 void Holding::endFill(const Fault* fault) {

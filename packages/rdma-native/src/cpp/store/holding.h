@@ -45,10 +45,12 @@ class Holding {
   bool verified(uint64_t chunk) const;
   uint64_t verifiedBytes() const { return verifiedBytes_.load(std::memory_order_relaxed); }
   bool whole() const { return verifiedBytes() == geometry_.totalBytes(); }
+  // True when every chunk of the segment is verified.
+  bool wholeSegment(uint32_t segment) const;
   DigestValue digest(uint64_t chunk) const;
 
-  // Filling. beginFill opens the segments for writing and starts allocating; one fill at a time.
-  void beginFill();
+  // Filling. beginFill opens the segments for writing, all or one of them, and starts allocating; one fill at a time.
+  void beginFill(std::optional<uint32_t> only = std::nullopt);
   // Closes the writers. Children that wait are told when `fault` is given.
   void endFill(const Fault* fault);
   // Writes consecutive proved chunks of one segment and marks them. `digests` has one for each.

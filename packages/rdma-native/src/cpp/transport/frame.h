@@ -48,5 +48,6 @@ void putU16(uint8_t* at, uint16_t value);
 void putU32(uint8_t* at, uint32_t value);
 uint16_t getU16(const uint8_t* at);
 uint32_t getU32(const uint8_t* at);
+uint64_t getU64(const uint8_t* at);
 
 }  // namespace weightline

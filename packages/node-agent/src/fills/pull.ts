@@ -72,7 +72,10 @@ export function createPuller(options: PullerOptions): Puller {
   const findCandidates = async (wanted: Wanted, signal: AbortSignal) => {
     const holders = await directory.lookup(wanted, signal);
     const found = await Promise.all(holders.map((holder) => peers.find(holder, wanted, signal)));
-    return found.flat().filter((candidate) => candidate.node !== node && readable(candidate));
+    // Not from one that itself gets the bytes from here: both would wait for each other.
+    return found
+      .flat()
+      .filter((candidate) => candidate.node !== node && candidate.holding.parent !== node && readable(candidate));
   };
 
   const notFound = async (wanted: Wanted) => {
@@ -145,6 +148,8 @@ export function createPuller(options: PullerOptions): Puller {
     report: Report,
     signal: AbortSignal,
   ): Promise<void> => {
+    // Before it is opened: of two that open each other at once, both see it.
+    holding.parent = candidate.node;
     const opened = await peers.open(candidate, holding, {
       streams: options.streams,
       algorithm: options.algorithm,

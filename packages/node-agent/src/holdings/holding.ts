@@ -11,6 +11,8 @@ export interface Holding {
   readonly record: HoldingRecord;
   layout: LayoutHeader | undefined;
   verifiedBytes: number;
+  /** Node that its bytes come from, or came from last; "" at the origin. Nobody fills it from here meanwhile: both would wait. */
+  parent: string;
   /** Bytes that it counts against the limit. */
   charge: number;
   /** Monotonic ms of the last lease or serving. */
@@ -65,6 +67,7 @@ export function toMessage(holding: Holding): HoldingMessage {
     originHoldingId: record.origin,
     layoutBytes: BigInt(layout?.layoutBytes ?? 0),
     algorithm: layout?.algorithm ?? "",
+    parent: holding.parent,
   });
 }
 

@@ -128,6 +128,13 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
         });
       }
       const holding = servable(holdingId);
+      if (holding.record.state === "filling" && holding.parent !== "" && holding.parent === child) {
+        throw new WeightlineError("Refused", `node ${node} fills this holding from ${child} itself`, {
+          field: "child",
+          value: child,
+          wayOut: "ask another holder",
+        });
+      }
       const version = checkVersions(minVersion, maxVersion);
       checkAlgorithm(algorithm, holding);
       const tickets = Array.from({ length: Math.min(STREAMS_MAX, Math.max(1, streams)) }, () => ({

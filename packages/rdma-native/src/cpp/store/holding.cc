@@ -258,6 +258,25 @@ std::span<const uint8_t> Holding::bytes(uint64_t chunk) {
   return {mappings_[at.segment].data() + at.offset, at.bytes};
 }
 
+void Holding::beginRelay() {
+  int64_t origin = 0;
+  originHeardNs_.compare_exchange_strong(origin, std::chrono::steady_clock::now().time_since_epoch().count());
+}
+
+void Holding::heardOfOrigin(std::chrono::steady_clock::time_point at) {
+  const int64_t heard = at.time_since_epoch().count();
+  int64_t before = originHeardNs_.load();
+  while (before < heard && !originHeardNs_.compare_exchange_weak(before, heard)) {
+  }
+}
+
+std::chrono::milliseconds Holding::sinceOrigin() const {
+  const int64_t heard = originHeardNs_.load();
+  if (heard == 0) return std::chrono::milliseconds(0);
+  const auto since = std::chrono::steady_clock::now().time_since_epoch() - std::chrono::steady_clock::duration(heard);
+  return std::max(std::chrono::milliseconds(0), std::chrono::duration_cast<std::chrono::milliseconds>(since));
+}
+
 void Holding::retire(const std::string& why) {
   std::lock_guard lock(mutex_);
   retired_ = why;

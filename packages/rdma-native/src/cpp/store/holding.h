@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -73,6 +74,12 @@ class Holding {
   bool waitComplete(int waitMs);
   // Bytes of a verified chunk in a read-only mapping that lives as long as the holding.
   std::span<const uint8_t> bytes(uint64_t chunk);
+  // Of a holding that is filled from a peer: when its origin was last heard of, by way of the parents. The origin's own is
+  // always heard of. What relays only tell each other would never end otherwise.
+  void beginRelay();
+  bool relay() const { return originHeardNs_.load() != 0; }
+  void heardOfOrigin(std::chrono::steady_clock::time_point at);
+  std::chrono::milliseconds sinceOrigin() const;
   // Wakes everyone and refuses further serving: evict, revoke.
   void retire(const std::string& why);
   void unretire();
@@ -105,6 +112,7 @@ class Holding {
   mutable std::mutex mutex_;
   std::condition_variable arrived_;
   std::atomic<int> waiters_{0};
+  std::atomic<int64_t> originHeardNs_{0};  // steady clock; 0: this is the origin
   std::vector<Descriptor> writers_;
   mutable std::vector<Descriptor> readers_;
   std::vector<files::Mapping> mappings_;

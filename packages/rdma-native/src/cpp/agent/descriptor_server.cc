@@ -387,21 +387,24 @@ void DescriptorServer::sendAnswer(Client& client, const Answer& answer) {
 }
 
 void DescriptorServer::sendText(Client& client, const std::string& text, int descriptor) {
+  const int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+  if (descriptor < 0) {
+    ::send(client.socket.get(), text.data(), text.size(), flags);
+    return;
+  }
   iovec piece{const_cast<char*>(text.data()), text.size()};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
   msghdr message{};
   message.msg_iov = &piece;
   message.msg_iovlen = 1;
-  if (descriptor >= 0) {
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
-  }
-  ::sendmsg(client.socket.get(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
+  ::sendmsg(client.socket.get(), &message, flags);
 }
 
 bool DescriptorServer::send(Client& client) {

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { WeightlineError } from "@weightline/runtime";
 
@@ -10,6 +11,8 @@ export interface LayoutHeader {
   segments: Array<{ bytes: number; path: string }>;
   totalBytes: number;
   layoutBytes: number;
+  /** Hex of the SHA-256 of the whole layout. */
+  digest: string;
 }
 
 /** A tensor's row. */
@@ -40,8 +43,21 @@ function corrupt(what: string): WeightlineError {
 }
 
 function parse(bytes: Buffer): { raw: RawHeader; columnsAt: number } {
-  if (bytes.length < PREAMBLE_BYTES || bytes.toString("latin1", 0, 8) !== MAGIC || bytes.readUInt32LE(8) !== VERSION) {
-    throw corrupt(`it does not begin with ${MAGIC} and version ${VERSION}`);
+  if (bytes.length < PREAMBLE_BYTES || bytes.toString("latin1", 0, 8) !== MAGIC) {
+    throw corrupt(`it does not begin with ${MAGIC}`);
+  }
+  const version = bytes.readUInt32LE(8);
+  if (version !== VERSION) {
+    throw new WeightlineError(
+      "Refused",
+      `layout version ${version} is not known; this agent reads version ${VERSION}`,
+      {
+        field: "layout.version",
+        value: String(version),
+        limit: String(VERSION),
+        wayOut: "upgrade the older agent",
+      },
+    );
   }
   const headerBytes = bytes.readUInt32LE(12);
   const columnsAt = PREAMBLE_BYTES + headerBytes;
@@ -60,7 +76,10 @@ export function segmentPaths(header: LayoutHeader): string[] {
   return header.segments.map(({ path }, i) => `files/${path === "" ? String(i).padStart(4, "0") : path}`);
 }
 
-/** Reads <folder>/layout's header. The mover has checked the whole of it when it was written. */
+/**
+ * Reads <folder>/layout's header. The mover has checked the whole of it when it was written: whoever finds a layout again
+ * compares `digest` with the record's before it believes a number. Refused: a version that is not known here.
+ */
 export async function readLayoutHeader(folder: string): Promise<LayoutHeader> {
   const bytes = await readFile(`${folder}/layout`);
   const { raw } = parse(bytes);
@@ -72,6 +91,7 @@ export async function readLayoutHeader(folder: string): Promise<LayoutHeader> {
     segments: raw.segments.map((segment) => ({ bytes: segment.bytes, path: segment.path ?? "" })),
     totalBytes: raw.segments.reduce((sum, segment) => sum + segment.bytes, 0),
     layoutBytes: bytes.length,
+    digest: createHash("sha256").update(bytes).digest("hex"),
   };
 }
 

@@ -15,7 +15,7 @@ import {
   toWeightlineError,
 } from "@weightline/runtime";
 import { type AgentConfiguration, DESCRIPTOR_SOCKET_SUFFIX } from "./configuration.ts";
-import { createDirectoryClient } from "./directory/directory-client.ts";
+import { createDirectoryClient, type DirectoryClient } from "./directory/directory-client.ts";
 import { createAcquirer } from "./fills/acquirer.ts";
 import { createFillBoard } from "./fills/fill-board.ts";
 import { createLoader, type Loaded } from "./fills/load.ts";
@@ -32,7 +32,7 @@ import { clearSocketPath, startLocalServer } from "./local/local-server.ts";
 import { createLocalService } from "./local/local-service.ts";
 import { memoryLimit } from "./memory-limit.ts";
 import { createAgentMetrics } from "./metrics.ts";
-import { startMover } from "./mover/mover-process.ts";
+import { type MoverProcess, startMover } from "./mover/mover-process.ts";
 import { createPeerClient } from "./peers/peer-client.ts";
 import { createPeerService, moverEndpoint } from "./peers/peer-service.ts";
 import { createWorkerService } from "./peers/worker-service.ts";
@@ -105,6 +105,8 @@ async function start(
   const agentMetrics = createAgentMetrics();
   const notReady = { recovering: true, draining: false };
   let address = "";
+  /** What readiness depends on, once it is there. */
+  let parts: { mover: MoverProcess; directory: DirectoryClient } | undefined;
   let descriptors: DescriptorServerHandle | undefined;
 
   const registry = createHoldingRegistry(store);
@@ -177,6 +179,7 @@ async function start(
     version: VERSION,
     log,
   });
+  parts = { mover, directory };
   agentMetrics.observe({ registry, account, leases, transfers });
 
   const algorithm = configuration.digest;
@@ -238,6 +241,14 @@ async function start(
   };
 
   async function markDamaged(holding: Holding): Promise<void> {
+    if (holding.record.state === "filling") {
+      // Its fill goes on, and mends it before anybody calls it complete.
+      log.error(
+        { holding: holding.id, model: modelNameOf(holding) },
+        "damaged while it is filled: it is served no more",
+      );
+      holding.suspect = true;
+    }
     if (holding.record.state !== "complete") {
       return;
     }
@@ -281,6 +292,8 @@ async function start(
     registry.changed();
   };
   const draining = () => notReady.draining;
+  /** Why peers are sent away; "" when they are not. */
+  const closedToPeers = () => (notReady.draining ? "is draining" : notReady.recovering ? "is checking its store" : "");
 
   const peerServer = await createGrpcServer({
     bind,
@@ -297,11 +310,18 @@ async function start(
         log,
         host,
         algorithm,
-        draining,
+        closed: closedToPeers,
         drain,
         checkDamage,
       }),
-      createWorkerService({ node, store, registry, leases, draining, transferTimeoutSeconds: TRANSFER_TIMEOUT_S }),
+      createWorkerService({
+        node,
+        store,
+        registry,
+        leases,
+        draining: () => closedToPeers() !== "",
+        transferTimeoutSeconds: TRANSFER_TIMEOUT_S,
+      }),
       health.route,
     ],
     onError: (service, method, error) =>
@@ -317,7 +337,7 @@ async function start(
     mover,
     log,
     resume: (holding) => {
-      if (holding.record.source.kind === "load") {
+      if (holding.record.source.kind === "load" && holding.record.state === "filling") {
         const [named] = holding.record.identities;
         const fill = fills.start(named === undefined ? holding.id : keyOf(named), async (report, signal) => {
           await loader.resume(holding, report, signal);
@@ -393,8 +413,9 @@ async function start(
     return [
       ...(notReady.recovering ? ["the store's holdings are being checked"] : []),
       ...(notReady.draining ? ["draining"] : []),
-      ...(mover.running() ? [] : ["the mover is being started again"]),
-      ...directory.notReady(),
+      ...(parts === undefined
+        ? []
+        : [parts.mover.trouble(), ...parts.directory.notReady()].filter((why) => why !== "")),
     ];
   }
 

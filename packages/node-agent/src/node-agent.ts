@@ -419,7 +419,7 @@ async function start(
     ];
   }
 
-  const dataAddress = moverEndpoint(mover.address(), host);
+  const dataAddress = moverEndpoint(mover.lastAddress(), host);
   log.info(
     {
       node,

@@ -33,8 +33,10 @@ export interface MoverProcessOptions extends Omit<MoverOptions, "port"> {
 
 /** The mover's process, started again when it dies. */
 export interface MoverProcess extends MoverClient {
-  /** Where it listens: stays the same over restarts. */
+  /** Where it listens; "" while it does not run. */
   address(): string;
+  /** Where it listened last: stays the same over restarts. */
+  lastAddress(): string;
   running(): boolean;
   pid(): number | undefined;
   restarts(): number;
@@ -91,6 +93,7 @@ class Mover implements MoverProcess {
   readonly #pending = new Map<number, Pending>();
   #child: ChildProcess | undefined;
   #address = "";
+  #lastAddress = "";
   #ready = Promise.withResolvers<void>();
   #nextId = 1;
   #restarts = 0;
@@ -110,6 +113,7 @@ class Mover implements MoverProcess {
   }
 
   address = () => this.#address;
+  lastAddress = () => this.#lastAddress;
   running = () => this.#child !== undefined && this.#address !== "";
   pid = () => this.#child?.pid;
   restarts = () => this.#restarts;
@@ -144,6 +148,7 @@ class Mover implements MoverProcess {
     child.on("message", (message: FromMover) => {
       if ("address" in message) {
         this.#address = message.address;
+        this.#lastAddress = message.address;
         this.#port = Number(message.address.slice(message.address.lastIndexOf(":") + 1));
         started.resolve();
         this.#ready.resolve();

@@ -157,7 +157,7 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
       }
       holding.lastUsedAt = performance.now();
       return {
-        endpoints: [{ transport: "stream", address: moverEndpoint(mover.address(), options.host) }],
+        endpoints: [{ transport: "stream", address: moverEndpoint(mover.lastAddress(), options.host) }],
         tickets,
         ticketTtlMs: TICKET_TTL_MS,
         holding: toMessage(holding),

@@ -59,19 +59,24 @@ t.test(
   },
 );
 
-t.test("a holder that lied is not asked again for that object", async (t) => {
-  t.equal((await cluster.mxctl(["evict", "--model-name", "m"], c)).code, 0);
-  t.equal(await acquire(c), digest);
-  const last = (
-    JSON.parse((await cluster.mxctl(["transfers", "--output", "json"])).stdout) as Array<{
-      node: string;
-      parent: string;
-    }>
-  )
-    .filter(({ node }) => node === "c")
-    .at(-1);
-  t.equal(last?.parent, "b");
-});
+t.test(
+  "a holder that was left is asked again once it mended its copy; one wrong chunk more, and it is out again",
+  async (t) => {
+    /** Evicts at c, brings the object again, and gives the parents that it was asked of. */
+    const parentsOfNext = async () => {
+      const before = (await c.client.transfers({})).transfers.length;
+      t.equal((await cluster.mxctl(["evict", "--model-name", "m"], c)).code, 0);
+      t.equal(await acquire(c), digest);
+      return (await c.client.transfers({})).transfers.slice(before).map(({ parent }) => parent);
+    };
+    t.equal((await a.client.status({})).holdings[0]?.repairs, 1, "it says that it mended it");
+    t.same(await parentsOfNext(), ["a"], "asked again");
+    await flip(a, 10_000_000);
+    t.same(await parentsOfNext(), ["a", "b"], "out again");
+    t.equal(await c.metric("weightline_fallbacks_total", 'reason="distrusted"'), 2);
+    t.equal(await c.metric("weightline_chunks_total", 'result="refused"'), 2);
+  },
+);
 
 t.test("a stopped peer: its streams end by the stall time, the rest comes from the other", async (t) => {
   const d = await cluster.startAgent("d", ["--stall-timeout", "1s"]);

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { open, readFile } from "node:fs/promises";
 import { WeightlineError } from "@weightline/runtime";
 
@@ -10,6 +11,8 @@ export interface LayoutHeader {
   segments: Array<{ bytes: number; path: string }>;
   totalBytes: number;
   layoutBytes: number;
+  /** Hex of the SHA-256 of the whole layout. */
+  digest: string;
 }
 
 /** A tensor's row. */
@@ -24,6 +27,8 @@ export interface LayoutItem {
 const MAGIC = "WLLAYOUT";
 const PREAMBLE_BYTES = 16;
 const VERSION = 1;
+/** One read: a layout may have a hundred megabytes, and the event loop has others to serve. */
+const READ_BYTES = 1 << 20;
 
 interface RawHeader {
   kind: string;
@@ -40,8 +45,21 @@ function corrupt(what: string): WeightlineError {
 }
 
 function headerBytesOf(bytes: Buffer): number {
-  if (bytes.length < PREAMBLE_BYTES || bytes.toString("latin1", 0, 8) !== MAGIC || bytes.readUInt32LE(8) !== VERSION) {
-    throw corrupt(`it does not begin with ${MAGIC} and version ${VERSION}`);
+  if (bytes.length < PREAMBLE_BYTES || bytes.toString("latin1", 0, 8) !== MAGIC) {
+    throw corrupt(`it does not begin with ${MAGIC}`);
+  }
+  const version = bytes.readUInt32LE(8);
+  if (version !== VERSION) {
+    throw new WeightlineError(
+      "Refused",
+      `layout version ${version} is not known; this agent reads version ${VERSION}`,
+      {
+        field: "layout.version",
+        value: String(version),
+        limit: String(VERSION),
+        wayOut: "upgrade the older agent",
+      },
+    );
   }
   return bytes.readUInt32LE(12);
 }
@@ -63,16 +81,26 @@ export function segmentPaths(header: LayoutHeader): string[] {
   return header.segments.map(({ path }, i) => `files/${path === "" ? String(i).padStart(4, "0") : path}`);
 }
 
-/** Reads <folder>/layout's header alone. The mover has checked the whole of it when it was written. */
+/**
+ * Reads <folder>/layout's header. The mover has checked the whole of it when it was written: whoever finds a layout again
+ * compares `digest` with the record's before it believes a number. Refused: a version that is not known here.
+ */
 export async function readLayoutHeader(folder: string): Promise<LayoutHeader> {
   const file = await open(`${folder}/layout`);
   try {
-    const { size } = await file.stat();
-    const preamble = Buffer.alloc(Math.min(size, PREAMBLE_BYTES));
-    await file.read(preamble, 0, preamble.length, 0);
-    const head = Buffer.alloc(Math.min(size, PREAMBLE_BYTES + headerBytesOf(preamble)));
-    await file.read(head, 0, head.length, 0);
-    const { raw } = parse(head);
+    const hash = createHash("sha256");
+    const pieces: Buffer[] = [];
+    let wanted = PREAMBLE_BYTES;
+    let size = 0;
+    for await (const piece of file.createReadStream({ highWaterMark: READ_BYTES, autoClose: false })) {
+      hash.update(piece);
+      if (size < wanted) {
+        pieces.push(piece);
+        wanted = PREAMBLE_BYTES + headerBytesOf(Buffer.concat(pieces));
+      }
+      size += piece.length;
+    }
+    const { raw } = parse(Buffer.concat(pieces));
     return {
       kind: raw.kind,
       algorithm: raw.algorithm,
@@ -81,6 +109,7 @@ export async function readLayoutHeader(folder: string): Promise<LayoutHeader> {
       segments: raw.segments.map((segment) => ({ bytes: segment.bytes, path: segment.path ?? "" })),
       totalBytes: raw.segments.reduce((sum, segment) => sum + segment.bytes, 0),
       layoutBytes: size,
+      digest: hash.digest("hex"),
     };
   } finally {
     await file.close();

@@ -16,7 +16,7 @@ import {
   WeightlineError,
 } from "@weightline/runtime";
 import { type AgentConfiguration, DESCRIPTOR_SOCKET_SUFFIX } from "./configuration.ts";
-import { createDirectoryClient } from "./directory/directory-client.ts";
+import { createDirectoryClient, type DirectoryClient } from "./directory/directory-client.ts";
 import { createAcquirer } from "./fills/acquirer.ts";
 import { createFillBoard } from "./fills/fill-board.ts";
 import { createLoader, type Loaded } from "./fills/load.ts";
@@ -33,7 +33,7 @@ import { clearSocketPath, startLocalServer } from "./local/local-server.ts";
 import { createLocalService } from "./local/local-service.ts";
 import { memoryLimit } from "./memory-limit.ts";
 import { createAgentMetrics } from "./metrics.ts";
-import { startMover } from "./mover/mover-process.ts";
+import { type MoverProcess, startMover } from "./mover/mover-process.ts";
 import { createOfferTable } from "./offers/offer-table.ts";
 import { createOfferWork } from "./offers/offer-work.ts";
 import { createPeerClient } from "./peers/peer-client.ts";
@@ -108,6 +108,8 @@ async function start(
   const agentMetrics = createAgentMetrics();
   const notReady = { recovering: true, draining: false };
   let address = "";
+  /** What readiness depends on, once it is there. */
+  let parts: { mover: MoverProcess; directory: DirectoryClient } | undefined;
   let descriptors: DescriptorServerHandle | undefined;
 
   const registry = createHoldingRegistry(store);
@@ -187,6 +189,7 @@ async function start(
     version: VERSION,
     log,
   });
+  parts = { mover, directory };
   const algorithm = configuration.digest;
   const loadRoot = configuration.loadRoot === "" && !insideContainer() ? "/" : configuration.loadRoot;
   const loader = createLoader({
@@ -265,6 +268,14 @@ async function start(
   };
 
   async function markDamaged(holding: Holding): Promise<void> {
+    if (holding.record.state === "filling") {
+      // Its fill goes on, and mends it before anybody calls it complete.
+      log.error(
+        { holding: holding.id, model: modelNameOf(holding) },
+        "damaged while it is filled: it is served no more",
+      );
+      holding.suspect = true;
+    }
     if (holding.record.state !== "complete") {
       return;
     }
@@ -308,6 +319,8 @@ async function start(
     registry.changed();
   };
   const draining = () => notReady.draining;
+  /** Why peers are sent away; "" when they are not. */
+  const closedToPeers = () => (notReady.draining ? "is draining" : notReady.recovering ? "is checking its store" : "");
 
   const peerServer = await createGrpcServer({
     bind,
@@ -324,11 +337,18 @@ async function start(
         log,
         host,
         algorithm,
-        draining,
+        closed: closedToPeers,
         drain,
         checkDamage,
       }),
-      createWorkerService({ node, store, registry, leases, draining, transferTimeoutSeconds: TRANSFER_TIMEOUT_S }),
+      createWorkerService({
+        node,
+        store,
+        registry,
+        leases,
+        draining: () => closedToPeers() !== "",
+        transferTimeoutSeconds: TRANSFER_TIMEOUT_S,
+      }),
       health.route,
     ],
     onError: (service, method, error) =>
@@ -344,7 +364,7 @@ async function start(
     mover,
     log,
     resume: (holding) => {
-      if (holding.record.source.kind === "load") {
+      if (holding.record.source.kind === "load" && holding.record.state === "filling") {
         const [named] = holding.record.identities;
         const fill = fills.start(named === undefined ? holding.id : keyOf(named), async (report, signal) => {
           await loader.resume(holding, report, signal);
@@ -424,12 +444,13 @@ async function start(
     return [
       ...(notReady.recovering ? ["the store's holdings are being checked"] : []),
       ...(notReady.draining ? ["draining"] : []),
-      ...(mover.running() ? [] : ["the mover is being started again"]),
-      ...directory.notReady(),
+      ...(parts === undefined
+        ? []
+        : [parts.mover.trouble(), ...parts.directory.notReady()].filter((why) => why !== "")),
     ];
   }
 
-  const dataAddress = moverEndpoint(mover.address(), host);
+  const dataAddress = moverEndpoint(mover.lastAddress(), host);
   log.info(
     {
       node,

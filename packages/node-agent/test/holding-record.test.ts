@@ -1,5 +1,6 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
+import { isDeepStrictEqual } from "node:util";
 import { create } from "@bufbuild/protobuf";
 import { computeSourceId, filesIdentity } from "@weightline/proto";
 import { SourceIdentitySchema } from "@weightline/proto/p2p";
@@ -72,7 +73,7 @@ t.test("no record, a newer one, and every field that is wrong", async (t) => {
   rmSync(path);
   t.equal(await readRecord(folder), undefined);
   await writeRecord(folder, record);
-  const good = JSON.parse(readFileSync(path, "utf8"));
+  const { digest: _, ...good } = JSON.parse(readFileSync(path, "utf8"));
   writeFileSync(path, JSON.stringify({ ...good, min_reader: 2 }));
   await t.rejects(readRecord(folder), { code: "Refused", field: "min_reader", value: "2", limit: "1" });
   writeFileSync(path, JSON.stringify({ ...good, format: 9, unknown: true }));
@@ -104,4 +105,39 @@ t.test("no record, a newer one, and every field that is wrong", async (t) => {
     writeFileSync(path, text);
     await t.rejects(readRecord(folder), { code: "Corrupt" }, JSON.stringify(text));
   }
+});
+
+t.test("every flipped bit of a record is found, or changes nothing that it says", async (t) => {
+  await writeRecord(folder, record);
+  const bytes = readFileSync(path);
+  const right = await readRecord(folder);
+  let found = 0;
+  let newer = 0;
+  for (let bit = 0; bit < bytes.length * 8; bit += 3) {
+    const flipped = Buffer.from(bytes);
+    flipped.writeUInt8(flipped.readUInt8(bit >> 3) ^ (1 << (bit & 7)), bit >> 3);
+    writeFileSync(path, flipped);
+    try {
+      const read = await readRecord(folder);
+      if (!isDeepStrictEqual(read, right)) {
+        t.fail(`bit ${bit} made another record of it: ${flipped}`);
+      }
+    } catch (error) {
+      found += 1;
+      newer += (error as { field?: string }).field === "min_reader" ? 1 : 0;
+    }
+  }
+  t.ok(found > bytes.length, `${found} of ${(bytes.length * 8) / 3} flips were found`);
+  t.ok(newer > 0, `${newer} of them made it a newer agent's: those stay untouched`);
+  await writeRecord(folder, record);
+  const { digest, ...json } = JSON.parse(readFileSync(path, "utf8"));
+  t.match(digest, /^[0-9a-f]{64}$/);
+  writeFileSync(path, JSON.stringify(json));
+  t.same(await readRecord(folder), right, "a record of an agent that wrote no digest");
+  writeFileSync(path, JSON.stringify({ ...json, later: [1], digest }));
+  await t.rejects(
+    readRecord(folder),
+    { code: "Corrupt", field: "digest" },
+    "members that are not known here count, too",
+  );
 });

@@ -10,6 +10,7 @@ import type { MoverClient } from "../mover/mover-client.ts";
 import type { NamedIdentity } from "../store/holding-record.ts";
 import type { StoreFolder } from "../store/store-folder.ts";
 import type { Progress } from "./fill-board.ts";
+import { mend } from "./mend.ts";
 import { beginHolding, mergeWithTwin } from "./new-holding.ts";
 import { persistentOrder } from "./persistent-order.ts";
 
@@ -136,13 +137,19 @@ export function createLoader(options: LoaderOptions): Loader {
     signal: AbortSignal,
   ): Promise<Uint8Array> => {
     const onProgress = progressOf("loading", "", holding, report);
-    const done = await persistentOrder(
-      mover,
-      { kind: "load", holdingId: holding.id, files, threads },
-      { signal, onProgress },
-    );
-    holding.verifiedBytes = Number(done.verifiedBytes);
-    return done.objectDigest ?? new Uint8Array();
+    while (true) {
+      await mend(mover, registry, holding, signal, log);
+      const done = await persistentOrder(
+        mover,
+        { kind: "load", holdingId: holding.id, files, threads },
+        { signal, onProgress },
+      );
+      holding.verifiedBytes = Number(done.verifiedBytes);
+      // A child may have found damage in what was verified before.
+      if (!holding.suspect) {
+        return done.objectDigest ?? new Uint8Array();
+      }
+    }
   };
 
   const sameName = (named: NamedIdentity) => registry.named(computeSourceId(named.identity), named.rank);

@@ -14,18 +14,11 @@ import { DistrustError, MoverLostError } from "../mover/mover-process.ts";
 import type { PeerClient } from "../peers/peer-client.ts";
 import type { StoreFolder } from "../store/store-folder.ts";
 import type { TransferLog } from "../transfers/transfer-log.ts";
-import {
-  type Candidate,
-  chooseObject,
-  matches,
-  objectKey,
-  orderHolders,
-  readable,
-  type Target,
-  targetOf,
-} from "./candidates.ts";
+import { type Candidate, chooseObject, matches, orderHolders, readable, type Target, targetOf } from "./candidates.ts";
+import { createDistrust } from "./distrust.ts";
 import type { Progress } from "./fill-board.ts";
 import { progressOf } from "./load.ts";
+import { mend } from "./mend.ts";
 import type { Wanted } from "./wanted.ts";
 
 export interface PullerOptions {
@@ -61,12 +54,16 @@ const RETRY_MIN_MS = 100;
 const RETRY_MAX_MS = 2000;
 /** A peer that failed is asked after the others for so long. */
 const RESTING_MS = 2000;
+/** Times that one pull throws away what it has and begins anew. */
+const BEGINNINGS_MAX = 4;
+/** Parts of a charge for segments, before the layout says how many there are. */
+const SEGMENTS_EXPECTED = 16;
+/** Field of the fault that says: all chunks had their digests, and yet it is another object. */
+const OBJECT_DIGEST_FIELD = "object_digest";
 
 export function createPuller(options: PullerOptions): Puller {
   const { node, store, registry, account, evictor, mover, directory, peers, transfers, log } = options;
-  /** Nodes that sent what they should not have, by object: never asked again for it. */
-  const distrusted = new Set<string>();
-  const isDistrusted = (candidate: Candidate) => distrusted.has(`${candidate.node}|${objectKey(candidate.holding)}`);
+  const distrust = createDistrust();
 
   /** Asks the directory, then each node itself: the serving agent's own holdings decide. */
   const findCandidates = async (wanted: Wanted, signal: AbortSignal) => {
@@ -105,6 +102,9 @@ export function createPuller(options: PullerOptions): Puller {
     return { holding, target: { layoutDigest, objectDigest: expected, origin } };
   };
 
+  const chargeFor = ({ holding: { totalBytes, layoutBytes, chunkBytes } }: Candidate) =>
+    chargeOf(Number(totalBytes), Number(layoutBytes), chunkBytes, SEGMENTS_EXPECTED);
+
   const makeHolding = async (wanted: Wanted, candidate: Candidate): Promise<Holding> => {
     const named =
       wanted.named ??
@@ -128,10 +128,9 @@ export function createPuller(options: PullerOptions): Puller {
       objectDigest: "",
       createdMs: Date.now(),
     };
-    const { totalBytes, layoutBytes, chunkBytes } = candidate.holding;
     const draft = registry.adopt(id, { ...record, identities: [] });
     try {
-      await account.reserve(draft, chargeOf(Number(totalBytes), Number(layoutBytes), chunkBytes, 16));
+      await account.reserve(draft, chargeFor(candidate));
     } catch (error) {
       registry.remove(id);
       throw error;
@@ -145,9 +144,10 @@ export function createPuller(options: PullerOptions): Puller {
     wanted: Wanted,
     candidate: Candidate,
     holding: Holding,
+    parents: Set<string>,
     report: Report,
     signal: AbortSignal,
-  ): Promise<void> => {
+  ): Promise<MoverReport> => {
     // Before it is opened: of two that open each other at once, both see it.
     holding.parent = candidate.node;
     const opened = await peers.open(candidate, holding, {
@@ -194,18 +194,18 @@ export function createPuller(options: PullerOptions): Puller {
       );
       last = done;
       holding.verifiedBytes = Number(done.verifiedBytes);
-      const digest = done.objectDigest ?? new Uint8Array();
       await learnLayout(holding);
-      await registry.apply(holding, "filled", (record) => {
-        record.objectDigest = Buffer.from(digest).toString("hex");
-      });
-      entry.end(done, "", digest);
+      entry.end(done, "", done.objectDigest ?? new Uint8Array());
+      return done;
     } catch (error) {
       entry.end(last, toWeightlineError(error).message, new Uint8Array());
       throw error;
     } finally {
       if (last !== undefined) {
         options.onTransfer(last);
+        if (last.verifiedChunks > 0n) {
+          parents.add(candidate.node);
+        }
       }
     }
   };
@@ -218,26 +218,49 @@ export function createPuller(options: PullerOptions): Puller {
     }
   };
 
-  const repairIfDamaged = async (holding: Holding): Promise<void> => {
-    if (holding.record.state === "damaged") {
-      await registry.apply(holding, "refill");
-      await mover.order({ kind: "repair", holdingId: holding.id });
+  /** What was begun cannot be gone on with: it goes, and the next attempt begins anew. */
+  const beginAnew = async (state: PullState, why: string): Promise<void> => {
+    const { holding } = state;
+    state.holding = undefined;
+    state.target = undefined;
+    state.parents.clear();
+    state.beginnings += 1;
+    if (holding !== undefined) {
+      log.warn({ holding: holding.id, why }, "what was received is thrown away: it is begun anew");
+      await evictor.giveUp(holding);
+    }
+    if (state.beginnings >= BEGINNINGS_MAX) {
+      throw new WeightlineError("Corrupt", `the transfer was begun ${state.beginnings} times: ${why}`, {
+        field: "holding",
+        limit: `${BEGINNINGS_MAX} times`,
+        wayOut: "see the log for the peers that were left",
+      });
     }
   };
 
   /** What a failed transfer means for the peer. True: another one may do better. */
-  const judge = (error: unknown, candidate: Candidate, resting: Map<string, number>): boolean => {
+  const judge = async (error: unknown, candidate: Candidate, state: PullState): Promise<boolean> => {
+    const { resting } = state;
+    if (!(error instanceof MoverLostError)) {
+      resting.set(candidate.node, performance.now() + RESTING_MS);
+    }
     if (error instanceof DistrustError) {
-      distrusted.add(`${candidate.node}|${objectKey(candidate.holding)}`);
-      log.error({ node: candidate.node, error: error.message }, "left this peer: it sent what it should not have");
-      options.onFallback("distrusted");
+      const wholeIsWrong = error.field === OBJECT_DIGEST_FIELD;
+      // When several gave a part of it, nobody knows whose part is wrong: the next attempt takes it from one alone.
+      if (!wholeIsWrong || state.parents.size === 1) {
+        distrust.add(candidate);
+        log.error({ node: candidate.node, error: error.message }, "left this peer: it sent what it should not have");
+        options.onFallback("distrusted");
+      }
+      if (wholeIsWrong) {
+        await beginAnew(state, error.message);
+      }
       return true;
     }
     const known = toWeightlineError(error);
     if (error instanceof MoverLostError) {
       return !mover.closed();
     }
-    resting.set(candidate.node, performance.now() + RESTING_MS);
     if (!["Unavailable", "NotFound", "DeadlineExceeded", "Refused", "PermissionDenied"].includes(known.code)) {
       return false;
     }
@@ -253,7 +276,7 @@ export function createPuller(options: PullerOptions): Puller {
     signal: AbortSignal,
   ): Promise<Holding | undefined> => {
     const all = await findCandidates(wanted, signal);
-    const trusted = all.filter((candidate) => !isDistrusted(candidate));
+    const trusted = all.filter((candidate) => !distrust.has(candidate));
     if (all.length > 0 && trusted.length === 0) {
       throw (
         state.failure ??
@@ -279,18 +302,41 @@ export function createPuller(options: PullerOptions): Puller {
     if (candidate === undefined) {
       // What was begun belongs to an object that nobody has any more: another one may be there.
       if (started !== undefined && trusted.length > 0) {
-        await evictor.evict(started.holding, 0);
-        state.holding = undefined;
-        state.target = undefined;
+        state.holding = started.holding;
+        await beginAnew(state, "no node has the object any more that it was begun with");
       }
       return undefined;
     }
     state.candidate = candidate;
-    state.holding = started?.holding ?? (await makeHolding(wanted, candidate));
+    const holding = started?.holding ?? (await makeHolding(wanted, candidate));
+    if (state.holding === undefined && started !== undefined) {
+      // Another life of the agent received a part of it, from whom is not known.
+      state.parents.add("");
+    }
+    state.holding = holding;
     state.target = target ?? targetOf(candidate.holding);
-    await repairIfDamaged(state.holding);
-    await transferFrom(wanted, candidate, state.holding, report, signal);
-    return state.holding;
+    if (holding.charge < chargeFor(candidate) && holding.layout === undefined) {
+      await account.reserve(holding, chargeFor(candidate));
+    }
+    while (true) {
+      try {
+        await mend(mover, registry, holding, signal, log);
+      } catch (error) {
+        if (error instanceof MoverLostError || signal.aborted) {
+          throw error;
+        }
+        await beginAnew(state, toWeightlineError(error).message);
+        return undefined;
+      }
+      const done = await transferFrom(wanted, candidate, holding, state.parents, report, signal);
+      // A child may have found damage in what was verified before: it is mended before anybody calls the holding complete.
+      if (!holding.suspect) {
+        await registry.apply(holding, "filled", (record) => {
+          record.objectDigest = Buffer.from(done.objectDigest ?? new Uint8Array()).toString("hex");
+        });
+        return holding;
+      }
+    }
   };
 
   return {
@@ -302,6 +348,8 @@ export function createPuller(options: PullerOptions): Puller {
         failure: undefined,
         seen: false,
         resting: new Map(),
+        parents: new Set(),
+        beginnings: 0,
       };
       let patienceEnds = performance.now() + PATIENCE_MS;
       let verified = 0;
@@ -318,7 +366,7 @@ export function createPuller(options: PullerOptions): Puller {
           }
         } catch (error) {
           const { candidate } = state;
-          if (signal.aborted || candidate === undefined || !judge(error, candidate, state.resting)) {
+          if (signal.aborted || candidate === undefined || !(await judge(error, candidate, state))) {
             await abandon(state, signal);
             throw error;
           }
@@ -327,8 +375,9 @@ export function createPuller(options: PullerOptions): Puller {
         }
         const now = performance.now();
         const moved = state.holding?.verifiedBytes ?? 0;
-        if (moved > verified) {
-          verified = moved;
+        const progressed = moved > verified;
+        verified = moved;
+        if (progressed) {
           patienceEnds = now + PATIENCE_MS;
           waitMs = RETRY_MIN_MS;
         }
@@ -358,4 +407,8 @@ interface PullState {
   seen: boolean;
   /** Peers that failed, and until when they are asked last. */
   resting: Map<string, number>;
+  /** Peers that gave a part of `holding`. */
+  parents: Set<string>;
+  /** Times that a holding was thrown away. */
+  beginnings: number;
 }

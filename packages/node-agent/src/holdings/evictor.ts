@@ -1,4 +1,5 @@
 import { type Logger, toWeightlineError, WeightlineError } from "@weightline/runtime";
+import { persistentOrder } from "../fills/persistent-order.ts";
 import type { MoverClient } from "../mover/mover-client.ts";
 import { type Holding, modelNameOf } from "./holding.ts";
 import type { HoldingRegistry } from "./holding-registry.ts";
@@ -12,6 +13,10 @@ export interface Evictor {
   evict(holding: Holding, patienceMs: number): Promise<{ freedBytes: number; pending: boolean }>;
   /** Unasked: evicts what nobody uses until `bytes` are free. Never what is leased, read, mapped or filling. */
   makeRoom(bytes: number, except: Holding): Promise<boolean>;
+  /** Evicts one that its own fill gives up; settles when its memory is free. */
+  giveUp(holding: Holding): Promise<void>;
+  /** Unasked: evicts this one unless somebody has it open or mapped; true when its memory is free. */
+  evictUnused(holding: Holding): Promise<boolean>;
   /** Deletes a folder that has no record, or one that cannot be used. */
   discardFolder(id: string): Promise<void>;
 }
@@ -53,15 +58,25 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
     }
   };
 
-  const begin = async (holding: Holding): Promise<number> => {
+  const begin = async (holding: Holding, byOwnFill = false): Promise<number> => {
     const known = running.get(holding.id);
     if (known !== undefined) {
       return known;
     }
     const eviction = (async () => {
-      await cancelFill(holding);
+      if (!byOwnFill) {
+        await cancelFill(holding);
+      }
       revoke(holding);
-      await registry.apply(holding, "evict");
+      try {
+        await registry.apply(holding, "evict");
+      } catch (error) {
+        // A full tmpfs has no room for the record either. Killed now, the next start finds files missing and evicts it then.
+        if (holding.record.state !== "evicting") {
+          throw error;
+        }
+        log.warn({ holding: holding.id, error: toWeightlineError(error).message }, "evicted without its record");
+      }
       return carryOut(holding);
     })();
     running.set(holding.id, eviction);
@@ -72,17 +87,17 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
     }
   };
 
-  const tryFree = async (holding: Holding): Promise<boolean> => {
+  const tryFree = async (holding: Holding, why = "evicted to make room"): Promise<boolean> => {
     try {
       // The mover looks whether anybody has it mapped, and deletes it in the same breath.
-      await mover.order({ kind: "evict", holdingId: holding.id, onlyIfFree: true });
+      await persistentOrder(mover, { kind: "evict", holdingId: holding.id, onlyIfFree: true });
     } catch (error) {
       if (error instanceof WeightlineError && error.code === "InUse") {
         return false;
       }
       throw error;
     }
-    log.info({ holding: holding.id, model: modelNameOf(holding), freed_bytes: holding.charge }, "evicted to make room");
+    log.info({ holding: holding.id, model: modelNameOf(holding), freed_bytes: holding.charge }, why);
     registry.remove(holding.id);
     return true;
   };
@@ -102,12 +117,20 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
         .all()
         .filter(
           (holding) =>
-            holding !== except && holding.record.state === "complete" && holding.leases === 0 && holding.readers === 0,
+            holding !== except &&
+            (holding.record.state === "complete" || holding.record.state === "damaged") &&
+            holding.leases === 0 &&
+            holding.readers === 0,
         );
       const elsewhere = new Map(
         await Promise.all(idle.map(async (holding) => [holding.id, await heldElsewhere(holding)] as const)),
       );
-      idle.sort((a, b) => Number(elsewhere.get(b.id)) - Number(elsewhere.get(a.id)) || a.lastUsedAt - b.lastUsedAt);
+      idle.sort(
+        (a, b) =>
+          Number(b.record.state === "damaged") - Number(a.record.state === "damaged") ||
+          Number(elsewhere.get(b.id)) - Number(elsewhere.get(a.id)) ||
+          a.lastUsedAt - b.lastUsedAt,
+      );
       let freed = 0;
       for (const holding of idle) {
         if (freed >= bytes) {
@@ -120,6 +143,13 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
         }
       }
       return freed >= bytes;
+    },
+    async giveUp(holding) {
+      await begin(holding, true);
+    },
+    evictUnused(holding) {
+      revoke(holding);
+      return tryFree(holding, "evicted: the store is above its limit");
     },
     async discardFolder(id) {
       await mover.order({ kind: "evict", holdingId: id, onlyIfFree: false });

@@ -68,6 +68,8 @@ export function createHoldingRegistry(store: StoreFolder): HoldingRegistry {
       lastUsedAt: performance.now(),
       leases: 0,
       readers: 0,
+      suspect: false,
+      repairs: 0,
     };
     holdings.set(id, holding);
     return holding;

@@ -24,7 +24,7 @@ export function nextState(state: HoldingStateName, event: HoldingEvent): Holding
 }
 
 /** What an agent does with a holding that it finds at its start. Pure: recovery carries it out. */
-export type RecoveryStep = "check" | "resume-load" | "resume-transfer" | "keep-damaged" | "evict";
+export type RecoveryStep = "check" | "resume-load" | "resume-transfer" | "refill" | "evict";
 
 /** From the record alone; a folder without a record was never visible and is deleted. */
 export function recoveryStep(
@@ -37,7 +37,7 @@ export function recoveryStep(
     return "check";
   }
   if (record.state === "damaged") {
-    return "keep-damaged";
+    return "refill";
   }
   switch (record.source.kind) {
     case "load":

@@ -21,6 +21,13 @@ export interface Holding {
   leases: number;
   /** Children that read it now. */
   readers: number;
+  /**
+   * Set on a filling one whose verified bytes may be right no more: found in the store at the start, or refused by a child.
+   * They are proved before the fill goes on; until then nobody else reads it.
+   */
+  suspect: boolean;
+  /** Times that it was mended: peers that had left it for wrong bytes may try it again. */
+  repairs: number;
 }
 
 /** mx_source_id and rank as one key. */
@@ -68,6 +75,7 @@ export function toMessage(holding: Holding): HoldingMessage {
     layoutBytes: BigInt(layout?.layoutBytes ?? 0),
     algorithm: layout?.algorithm ?? "",
     parent: holding.parent,
+    repairs: holding.repairs,
   });
 }
 

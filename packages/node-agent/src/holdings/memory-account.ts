@@ -12,8 +12,8 @@ export interface MemoryAccount {
    */
   reserve(holding: Holding, charge: number): Promise<void>;
   release(holding: Holding): void;
-  /** Bytes of folders that are not ours to touch. */
-  setForeign(bytes: number): void;
+  /** Counts bytes of a folder that is not ours to touch, or that cannot be used. */
+  addForeign(bytes: number): void;
 }
 
 export interface MemoryAccountOptions {
@@ -89,8 +89,8 @@ export function createMemoryAccount({ store, limitBytes, holdings, makeRoom }: M
     release(holding) {
       holding.charge = 0;
     },
-    setForeign(bytes) {
-      foreign = bytes;
+    addForeign(bytes) {
+      foreign += bytes;
     },
   };
 }

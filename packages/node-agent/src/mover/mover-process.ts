@@ -33,11 +33,15 @@ export interface MoverProcessOptions extends Omit<MoverOptions, "port"> {
 
 /** The mover's process, started again when it dies. */
 export interface MoverProcess extends MoverClient {
-  /** Where it listens: stays the same over restarts. */
+  /** Where it listens; "" while it does not run. */
   address(): string;
+  /** Where it listened last: stays the same over restarts. */
+  lastAddress(): string;
   running(): boolean;
   pid(): number | undefined;
   restarts(): number;
+  /** While it does not run: how often it ended, why, and when it is started again; "" while it runs. */
+  trouble(): string;
   stop(): Promise<void>;
 }
 
@@ -89,6 +93,7 @@ class Mover implements MoverProcess {
   readonly #pending = new Map<number, Pending>();
   #child: ChildProcess | undefined;
   #address = "";
+  #lastAddress = "";
   #ready = Promise.withResolvers<void>();
   #nextId = 1;
   #restarts = 0;
@@ -96,6 +101,10 @@ class Mover implements MoverProcess {
   #backoffMs = BACKOFF_MIN_MS;
   #port: number;
   #timer: NodeJS.Timeout | undefined;
+  /** Movers in a row that ended before they had run for HEALTHY_MS. */
+  #deaths = 0;
+  #lastEnd = "";
+  #nextStartAt = 0;
 
   constructor(options: MoverProcessOptions) {
     this.#options = options;
@@ -104,10 +113,21 @@ class Mover implements MoverProcess {
   }
 
   address = () => this.#address;
+  lastAddress = () => this.#lastAddress;
   running = () => this.#child !== undefined && this.#address !== "";
   pid = () => this.#child?.pid;
   restarts = () => this.#restarts;
   closed = () => this.#closed;
+
+  trouble(): string {
+    if (this.running()) {
+      return "";
+    }
+    const times = this.#deaths === 1 ? "once" : `${this.#deaths} times in a row`;
+    const inS = Math.max(0, (this.#nextStartAt - performance.now()) / 1000);
+    const next = this.#child === undefined ? `it is started again in ${inS.toFixed(1)} s` : "it is being started again";
+    return this.#deaths === 0 ? "the mover is being started" : `the mover ended ${times} (${this.#lastEnd}); ${next}`;
+  }
 
   /** Spawned on the main thread: the kernel's signal to the mover comes when the thread that spawned it ends. */
   start(): Promise<void> {
@@ -119,18 +139,25 @@ class Mover implements MoverProcess {
     });
     this.#child = child;
     const started = Promise.withResolvers<void>();
+    let startFailure = "";
     const timer = setTimeout(() => {
+      startFailure = `it did not start within ${START_TIMEOUT_MS} ms`;
       started.reject(new WeightlineError("DeadlineExceeded", `the mover did not start within ${START_TIMEOUT_MS} ms`));
       child.kill("SIGKILL");
     }, START_TIMEOUT_MS);
     child.on("message", (message: FromMover) => {
       if ("address" in message) {
         this.#address = message.address;
+        this.#lastAddress = message.address;
         this.#port = Number(message.address.slice(message.address.lastIndexOf(":") + 1));
         started.resolve();
         this.#ready.resolve();
       } else if ("failed" in message) {
-        started.reject(faultOf(message.failed));
+        const fault = faultOf(message.failed);
+        startFailure = fault.message;
+        started.reject(fault);
+        // It does nothing any more: only its end makes the next one start.
+        child.kill("SIGKILL");
       } else {
         this.#take(message.report);
       }
@@ -139,6 +166,8 @@ class Mover implements MoverProcess {
     child.on("exit", (code, signal) => {
       clearTimeout(timer);
       started.reject(new MoverLostError());
+      const how = signal === null ? `exit code ${code}` : `killed by ${signal}`;
+      this.#lastEnd = startFailure === "" ? how : startFailure;
       this.#lost(code, signal, performance.now() - startedAt);
     });
     child.send(
@@ -186,8 +215,16 @@ class Mover implements MoverProcess {
       this.#ready.reject(new MoverLostError());
       return;
     }
-    this.#backoffMs = ranMs > HEALTHY_MS ? BACKOFF_MIN_MS : this.#backoffMs;
-    this.#options.log.error({ code, signal, again_in_ms: this.#backoffMs }, "the mover ended; the next one is started");
+    if (ranMs > HEALTHY_MS) {
+      this.#backoffMs = BACKOFF_MIN_MS;
+      this.#deaths = 0;
+    }
+    this.#deaths += 1;
+    this.#nextStartAt = performance.now() + this.#backoffMs;
+    this.#options.log.error(
+      { code, signal, why: this.#lastEnd, in_a_row: this.#deaths, again_in_ms: this.#backoffMs },
+      "the mover ended; the next one is started",
+    );
     this.#timer = setTimeout(() => {
       this.#restarts += 1;
       this.#options.onRestart();
@@ -206,7 +243,7 @@ class Mover implements MoverProcess {
     if (this.#closed) {
       throw new MoverLostError();
     }
-    await this.#ready.promise;
+    await this.#untilReady(signal);
     const child = this.#child;
     if (child === undefined) {
       throw new MoverLostError();
@@ -225,9 +262,22 @@ class Mover implements MoverProcess {
     return settled.promise.finally(() => signal?.removeEventListener("abort", cancel));
   }
 
+  /** The next mover may take its time: who gives up waiting for it is let go. */
+  async #untilReady(signal: AbortSignal | undefined): Promise<void> {
+    const given = Promise.withResolvers<never>();
+    const giveUp = () => given.reject(signal?.reason);
+    signal?.addEventListener("abort", giveUp, { once: true });
+    try {
+      await Promise.race([this.#ready.promise, given.promise]);
+    } finally {
+      signal?.removeEventListener("abort", giveUp);
+    }
+  }
+
   async stop(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#timer);
+    this.#ready.reject(new MoverLostError());
     const child = this.#child;
     if (child === undefined) {
       return;

@@ -37,6 +37,14 @@ const FIND_TIMEOUT_MS = 2000;
 const OPEN_TIMEOUT_MS = 3000;
 /** Channels that are kept; a fleet's agent talks to few at a time. */
 const CHANNELS_MAX = 64;
+/** Codes of a refused Open that say what is wrong between the two. */
+const OF_THE_PEER: ReadonlySet<string> = new Set([
+  "Unavailable",
+  "NotFound",
+  "DeadlineExceeded",
+  "Refused",
+  "PermissionDenied",
+]);
 const TICKET_ID_BYTES = 16;
 const SECRET_BYTES = 32;
 
@@ -98,7 +106,17 @@ export function createPeerClient(node: string, log: Logger): PeerClient {
           { timeoutMs: OPEN_TIMEOUT_MS, signal },
         );
       } catch (error) {
-        throw fromRpcError(error);
+        signal.throwIfAborted();
+        const known = fromRpcError(error);
+        if (OF_THE_PEER.has(known.code)) {
+          throw known;
+        }
+        // Its full table or its fault is no reason to give up here: another holder may do.
+        throw new WeightlineError("Unavailable", `node ${candidate.node} opens no transfer: ${known.message}`, {
+          field: "peer",
+          value: candidate.node,
+          cause: error,
+        });
       }
       const endpoint = reply.endpoints.find(({ transport }) => transport === "stream");
       const tickets = reply.tickets.filter(

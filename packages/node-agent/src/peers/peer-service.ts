@@ -30,7 +30,8 @@ export interface PeerServiceOptions {
   /** What peers dial. */
   host: string;
   algorithm: DigestAlgorithm;
-  draining: () => boolean;
+  /** Why this node opens nothing and names nothing now, like "is draining"; "" when it does. */
+  closed: () => string;
   drain: () => void;
   /** Proves chunks that a child refused; true when they are wrong here. */
   checkDamage: (holding: Holding, chunks: readonly bigint[]) => Promise<boolean>;
@@ -51,9 +52,10 @@ export function moverEndpoint(moverAddress: string, host: string): string {
 export function createPeerService(options: PeerServiceOptions): ServiceRoute {
   const { node, store, registry, mover, acquirer, transfers, log } = options;
 
-  const refuseWhileDraining = () => {
-    if (options.draining()) {
-      throw new WeightlineError("Unavailable", `node ${node} is draining`, {
+  const refuseWhileClosed = () => {
+    const why = options.closed();
+    if (why !== "") {
+      throw new WeightlineError("Unavailable", `node ${node} ${why}`, {
         field: "node",
         value: node,
         wayOut: "ask another holder",
@@ -64,7 +66,12 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
   const servable = (id: string): Holding => {
     const holding = registry.get(id);
     const state = holding?.record.state;
-    if (holding === undefined || holding.layout === undefined || (state !== "complete" && state !== "filling")) {
+    if (
+      holding === undefined ||
+      holding.layout === undefined ||
+      holding.suspect ||
+      (state !== "complete" && state !== "filling")
+    ) {
       throw new WeightlineError("NotFound", `node ${node} serves no holding ${id}`, {
         field: "holding_id",
         value: id,
@@ -114,11 +121,19 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
           : subject.case === "objectDigest"
             ? registry.withDigest(Buffer.from(subject.value).toString("hex"))
             : [];
-      const holdings = options.draining() ? [] : found.filter(({ layout }) => layout !== undefined);
+      const holdings =
+        options.closed() === "" ? found.filter(({ layout, suspect }) => layout !== undefined && !suspect) : [];
       return { node, epoch: store.epoch(), holdings: holdings.map(toMessage) };
     },
-    async open({ holdingId, child, streams, minVersion, maxVersion, algorithm, epoch }) {
-      refuseWhileDraining();
+    async open({ holdingId, child, streams, minVersion, maxVersion, algorithm, epoch }, { signal }) {
+      refuseWhileClosed();
+      if (!mover.running()) {
+        throw new WeightlineError("Unavailable", `node ${node}: ${mover.trouble()}`, {
+          field: "mover",
+          value: node,
+          wayOut: "ask another holder",
+        });
+      }
       if (epoch !== 0n && epoch !== store.epoch()) {
         throw new WeightlineError("Refused", `node ${node} is at epoch ${store.epoch()}, the child means ${epoch}`, {
           field: "epoch",
@@ -142,11 +157,14 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
         secret: randomBytes(32),
       }));
       for (const ticket of tickets) {
-        await mover.order({ kind: "grant", holdingId, ticket, ttlMs: TICKET_TTL_MS, child: child.slice(0, 253) });
+        await mover.order(
+          { kind: "grant", holdingId, ticket, ttlMs: TICKET_TTL_MS, child: child.slice(0, 253) },
+          { signal },
+        );
       }
       holding.lastUsedAt = performance.now();
       return {
-        endpoints: [{ transport: "stream", address: moverEndpoint(mover.address(), options.host) }],
+        endpoints: [{ transport: "stream", address: moverEndpoint(mover.lastAddress(), options.host) }],
         tickets,
         ticketTtlMs: TICKET_TTL_MS,
         holding: toMessage(holding),
@@ -167,7 +185,7 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
       return { confirmed: await options.checkDamage(holding, chunks) };
     },
     async *fill({ identity, rank }, { signal }) {
-      refuseWhileDraining();
+      refuseWhileClosed();
       if (identity === undefined || identity.modelName === "") {
         throw new WeightlineError("InvalidArgument", "identity.model_name is required", {
           field: "identity.model_name",

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { readFile, rename, writeFile } from "node:fs/promises";
 import type { SourceIdentity } from "@weightline/proto/p2p";
 import type { SourceFile } from "@weightline/rdma-native";
@@ -69,6 +70,15 @@ function sourceToJson(source: HoldingSource): unknown {
   return { kind: "load", path: source.path, files };
 }
 
+/**
+ * SHA-256 over a record's JSON without its own `digest`: a flipped bit must not give a holding another model's name. Spaces
+ * do not count, unknown members do.
+ */
+function digestOfRecord(json: object): string {
+  const { digest: _, ...rest } = json as Record<string, unknown>;
+  return createHash("sha256").update(JSON.stringify(rest)).digest("hex");
+}
+
 /** Writes <folder>/record.json whole or not at all. */
 export async function writeRecord(folder: string, record: HoldingRecord): Promise<void> {
   const json = {
@@ -83,7 +93,8 @@ export async function writeRecord(folder: string, record: HoldingRecord): Promis
     created_ms: record.createdMs,
   };
   const path = `${folder}/${RECORD_NAME}`;
-  await writeFile(`${path}.new`, `${JSON.stringify(json, undefined, 1)}\n`);
+  const text = JSON.stringify({ ...json, digest: digestOfRecord(json) }, undefined, 1);
+  await writeFile(`${path}.new`, `${text}\n`);
   await rename(`${path}.new`, path);
 }
 
@@ -178,7 +189,7 @@ function parseRecord(text: string, folder: string): HoldingRecord {
     return { identity: identity ?? named.fail("identity"), rank: named.integer("rank") };
   });
   const state = HOLDING_STATES.find((candidate) => candidate === fields.raw("state"));
-  return {
+  const record: HoldingRecord = {
     identities,
     state: state ?? fields.fail("state"),
     source: sourceFromJson(fields.inner("source")),
@@ -187,6 +198,11 @@ function parseRecord(text: string, folder: string): HoldingRecord {
     objectDigest: fields.text("object_digest", /^([0-9a-f]{64})?$/),
     createdMs: fields.integer("created_ms"),
   };
+  // Absent in a record that was written before records had it.
+  if (fields.raw("digest") !== undefined && fields.text("digest", DIGEST) !== digestOfRecord(json as object)) {
+    fields.fail("digest");
+  }
+  return record;
 }
 
 /** Reads it; undefined when there is none. Throws Corrupt naming the field, or NewerRecordError. */

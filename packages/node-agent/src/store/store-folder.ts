@@ -51,9 +51,23 @@ async function checkTmpfs(path: string): Promise<void> {
   }
 }
 
+/** What the last agent wrote; undefined when there is nothing, or nothing that can be read. Refuses a newer agent's. */
 async function readNodeFile(path: string): Promise<NodeFile | undefined> {
   try {
     const json: Partial<NodeFile> = JSON.parse(await readFile(path, "utf8"));
+    // Before all else: what a newer agent's other fields look like is not known here.
+    if (typeof json.min_reader === "number" && json.min_reader > NODE_FORMAT) {
+      throw new WeightlineError(
+        "Refused",
+        `${path} was written by a newer agent: it needs version ${json.min_reader}, this agent reads ${NODE_FORMAT}`,
+        {
+          field: "min_reader",
+          value: String(json.min_reader),
+          limit: String(NODE_FORMAT),
+          wayOut: "upgrade this agent, or give another --store",
+        },
+      );
+    }
     if (
       Number.isSafeInteger(json.last_epoch) &&
       typeof json.store_id === "string" &&
@@ -86,18 +100,6 @@ export async function openStore(path: string, readOnlyMount: string, nodeName: s
   try {
     const nodePath = `${path}/node.json`;
     const last = await readNodeFile(nodePath);
-    if (last !== undefined && last.min_reader > NODE_FORMAT) {
-      throw new WeightlineError(
-        "Refused",
-        `--store ${path} belongs to a newer agent: node.json needs version ${last.min_reader}`,
-        {
-          field: "min_reader",
-          value: String(last.min_reader),
-          limit: String(NODE_FORMAT),
-          wayOut: "upgrade this agent",
-        },
-      );
-    }
     const file: NodeFile = {
       format: NODE_FORMAT,
       min_reader: NODE_FORMAT,
@@ -124,12 +126,15 @@ export async function openStore(path: string, readOnlyMount: string, nodeName: s
       },
       holdingFolder: (id) => `${path}/holdings/${id}`,
       async list() {
-        const inside = await readdir(`${path}/holdings`);
+        const inside = await readdir(`${path}/holdings`, { withFileTypes: true });
         const beside = (await readdir(path)).filter((name) => !OWN_NAMES.has(name));
-        return {
-          holdingIds: inside.filter((name) => HOLDING_ID.test(name)),
-          foreign: [...beside, ...inside.filter((name) => !HOLDING_ID.test(name)).map((name) => `holdings/${name}`)],
-        };
+        // A file or a link of such a name was not made by an agent: what it points at is not ours to delete.
+        const [ours, others] = [true, false].map((own) =>
+          inside
+            .filter((entry) => (entry.isDirectory() && HOLDING_ID.test(entry.name)) === own)
+            .map(({ name }) => name),
+        );
+        return { holdingIds: ours ?? [], foreign: [...beside, ...(others ?? []).map((name) => `holdings/${name}`)] };
       },
       async space() {
         const { bsize, blocks, bavail } = await statfs(path);

@@ -47,6 +47,8 @@ uint64_t deleteHolding(const std::string& store, const std::string& id) {
   const std::string path = holdingFolder(store, id);
   struct stat status {};
   if (::lstat(path.c_str(), &status) != 0) return 0;
+  // A link of that name was not made by us, and what it points at is not ours to delete.
+  if (!S_ISDIR(status.st_mode)) throw Fault(Code::kRefused, path + " is no folder").field("holdingId").value(id);
   const Descriptor folder = files::openFolder(path);
   uint64_t freed = 0;
   for (const std::string& name : files::listBelow(folder.get(), true)) {

@@ -290,6 +290,8 @@ void Holding::unretire() {
 
 bool Holding::prove(uint64_t chunk, std::vector<uint8_t>& buffer) const {
   const Geometry::Place at = geometry_.place(chunk);
+  // A file that is gone has no right bytes: it is filled again.
+  if (!files::existsBelow(folder_.get(), segmentPath(at.segment))) return false;
   buffer.resize(geometry_.chunkBytes());
   const size_t got = files::readFully(readDescriptor(at.segment), buffer.data(), at.bytes, at.offset, segmentPath(at.segment));
   return got == at.bytes && digestOf(algorithm_, {buffer.data(), at.bytes}) == digest(chunk);

@@ -196,6 +196,8 @@ std::vector<uint8_t> StreamSource::fetchLayout(FillCounters& counters, const Can
   } catch (const DistrustFault&) {
     throw;
   } catch (const Fault& fault) {
+    // A newer peer's layout is no lie.
+    if (fault.code() == Code::kRefused) throw;
     throw DistrustFault(fault);
   }
   return layout;

@@ -15,6 +15,7 @@ export interface AgentMetrics {
   sent(report: MoverReport): void;
   fallback(reason: string): void;
   moverRestarted(): void;
+  refusedLocally(limit: string): void;
   /** Sets gauges from these at each scrape. */
   observe(sources: {
     registry: HoldingRegistry;
@@ -55,6 +56,11 @@ export function createAgentMetrics(): AgentMetrics {
     "to",
     "reason",
   ]);
+  const refusals = metrics.counter(
+    "weightline_local_refusals_total",
+    "Connections and calls of local callers that a limit ended",
+    ["limit"],
+  );
   const bound = metrics.gauge(
     "weightline_transfer_bound_ratio",
     "Rate of the last finished transfer over the link's rate",
@@ -66,6 +72,9 @@ export function createAgentMetrics(): AgentMetrics {
     transferBytes.inc({ direction, transport: "stream" }, 0);
   }
   restarts.inc(0);
+  for (const limit of ["connections", "calls", "unread"]) {
+    refusals.inc({ limit }, 0);
+  }
 
   return {
     metrics,
@@ -79,6 +88,7 @@ export function createAgentMetrics(): AgentMetrics {
     sent: (report) => transferBytes.inc({ direction: "out", transport: "stream" }, Number(report.sentBytes ?? 0n)),
     fallback: (reason) => fallbacks.inc({ from: "peer", to: "peer", reason }),
     moverRestarted: () => restarts.inc(),
+    refusedLocally: (limit) => refusals.inc({ limit }),
     observe(sources) {
       metrics.onCollect(() => {
         const all = sources.registry.all();

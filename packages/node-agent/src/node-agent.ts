@@ -4,6 +4,7 @@ import { WorkerService } from "@weightline/proto/p2p";
 import { PeerService } from "@weightline/proto/peer";
 import { type DescriptorServerHandle, type MoverReport, native } from "@weightline/rdma-native";
 import {
+  createBoundedLog,
   createGrpcChannel,
   createGrpcServer,
   createHealthStatus,
@@ -28,6 +29,7 @@ import { createMemoryAccount } from "./holdings/memory-account.ts";
 import { recover } from "./holdings/recovery.ts";
 import { advertisedHost } from "./host-address.ts";
 import { createLeaseTable } from "./leases/lease-table.ts";
+import { createTicketOffice } from "./leases/ticket-office.ts";
 import { clearSocketPath, startLocalServer } from "./local/local-server.ts";
 import { createLocalService } from "./local/local-service.ts";
 import { memoryLimit } from "./memory-limit.ts";
@@ -54,6 +56,9 @@ export interface NodeAgent {
 
 const VERSION: string = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")).version;
 const STOP_GRACE_MS = 2000;
+/** Lines in the log of one kind that pods can cause at will. */
+const STRANGER_LINES_MAX = 10;
+const STRANGER_PERIOD_MS = 10_000;
 /** contract.md: seconds that stock clients give a transfer. */
 const TRANSFER_TIMEOUT_S = 300;
 
@@ -136,7 +141,8 @@ async function start(
   const peers = createPeerClient(node, log);
   life.add({ name: "peer channels", stop: () => peers.close() });
 
-  const leases = createLeaseTable(registry, log);
+  const strangers = createBoundedLog({ log, linesMax: STRANGER_LINES_MAX, periodMs: STRANGER_PERIOD_MS });
+  const leases = createLeaseTable(registry, strangers);
   const linkRate = createLinkRate(configuration.linkRate);
   const transfers = createTransferLog(node, linkRate);
   const fills = createFillBoard<Holding>();
@@ -342,9 +348,12 @@ async function start(
   life.add({ name: "peer server", stop: (graceMs) => peerServer.stop(graceMs) });
 
   const descriptorSocket = configuration.socket + DESCRIPTOR_SOCKET_SUFFIX;
+  const tickets = createTicketOffice(() => descriptorServer, descriptorSocket);
   const descriptorServer = native.createDescriptorServer(descriptorSocket, store.view, (event) => {
-    if (event.kind === "refused") {
-      log.warn({ process: event.pid, reason: event.reason }, "refused descriptors");
+    if (event.kind === "sent") {
+      tickets.used(event.pid);
+    } else {
+      strangers.warn({ process: event.pid, reason: event.reason }, "refused descriptors");
     }
   });
   descriptors = descriptorServer;
@@ -355,6 +364,8 @@ async function start(
     path: configuration.socket,
     leases,
     log,
+    strangers,
+    onRefusal: (refusal) => agentMetrics.refusedLocally(refusal),
     route: createLocalService({
       registry,
       acquirer,
@@ -363,8 +374,7 @@ async function start(
       evictor,
       leases,
       transfers,
-      descriptors: () => descriptorServer,
-      descriptorSocket,
+      tickets,
       draining,
       drain,
       onAcquire: (outcome, seconds) => agentMetrics.acquired(outcome, seconds),

@@ -37,17 +37,18 @@ export async function* watchFill<Result>(fill: RunningFill<Result>, signal: Abor
   }
 }
 
-/** What is wanted, with the progress until it is here. Consume `stream` to its end, then await `held`. */
+/** What is wanted, with the progress until it is here. Consume `stream` to its end, then await `held`. `onBegin`: as in Acquirer. */
 export function progressStream(
   acquirer: Acquirer,
   wanted: Wanted,
   signal: AbortSignal,
+  onBegin?: () => () => void,
 ): { held: Promise<Acquired>; stream: AsyncIterable<Progress> } {
   const here = acquirer.held(wanted);
   if (here !== undefined) {
     return { held: Promise.resolve({ holding: here, outcome: "held" }), stream: none() };
   }
-  const { fill, outcome } = acquirer.fill(wanted);
+  const { fill, outcome } = acquirer.fill(wanted, onBegin);
   const left = new Promise<never>((_, reject) => {
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });

@@ -1,5 +1,4 @@
-import { randomBytes } from "node:crypto";
-import type { MessageInitShape } from "@bufbuild/protobuf";
+import { type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import type { HandlerContext } from "@connectrpc/connect";
 import { filesIdentity } from "@weightline/proto";
 import {
@@ -8,7 +7,7 @@ import {
   type StatusResponseSchema,
   type Wanted as WantedMessage,
 } from "@weightline/proto/local";
-import { type DescriptorServerHandle, native } from "@weightline/rdma-native";
+import { type SourceIdentity, SourceIdentitySchema } from "@weightline/proto/p2p";
 import { route, type ServiceRoute, toWeightlineError, WeightlineError } from "@weightline/runtime";
 import type { AcquireOutcome, Acquirer } from "../fills/acquirer.ts";
 import type { FillBoard } from "../fills/fill-board.ts";
@@ -20,8 +19,10 @@ import { type Holding, modelNameOf, toMessage } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
 import { segmentPaths } from "../layout-reader.ts";
 import type { Lease, LeaseTable } from "../leases/lease-table.ts";
+import type { TicketOffice } from "../leases/ticket-office.ts";
 import type { TransferLog } from "../transfers/transfer-log.ts";
 import { type Caller, callerKey, requireOperator } from "./caller.ts";
+import { IDENTITY_MAX_BYTES, NAME_MAX_BYTES } from "./limits.ts";
 
 /** What Status tells beside holdings and leases. */
 export type StatusFacts = Omit<MessageInitShape<typeof StatusResponseSchema>, "$typeName" | "holdings" | "leases">;
@@ -34,8 +35,7 @@ export interface LocalServiceOptions {
   evictor: Evictor;
   leases: LeaseTable;
   transfers: TransferLog;
-  descriptors: () => DescriptorServerHandle;
-  descriptorSocket: string;
+  tickets: TicketOffice;
   status: () => StatusFacts;
   draining: () => boolean;
   drain: () => void;
@@ -45,11 +45,8 @@ export interface LocalServiceOptions {
 
 const DEFAULT_TIMEOUT_S = 300;
 const TIMEOUT_MAX_S = 86_400;
-/** architecture.md: a ticket lives so long. */
-const TICKET_TTL_MS = 10_000;
 /** How long an evict waits for memory to be free before it says that it is pending. */
 const EVICT_PATIENCE_MS = 5000;
-const NAME_MAX_BYTES = 512;
 
 function callerOf(context: HandlerContext): Caller {
   const caller = context.values.get(callerKey);
@@ -87,6 +84,7 @@ export function readWanted(message: WantedMessage | undefined): Wanted {
           field: "identity.model_name",
         });
       }
+      checkIdentity(name.value);
       return wantedFrom({ identity: name.value, rank });
     case "sourceId":
       if (!/^[0-9a-f]{16}$/.test(name.value)) {
@@ -119,6 +117,23 @@ function checkName(field: string, value: string): void {
   }
 }
 
+/** What waits keeps its identity in memory, and what is held announces it. */
+function checkIdentity(identity: SourceIdentity): void {
+  const { length } = toBinary(SourceIdentitySchema, identity);
+  if (length > IDENTITY_MAX_BYTES) {
+    throw new WeightlineError(
+      "InvalidArgument",
+      `identity has ${length} bytes; at most ${IDENTITY_MAX_BYTES} are taken`,
+      {
+        field: "identity",
+        value: `${length} bytes`,
+        limit: `${IDENTITY_MAX_BYTES} bytes`,
+        wayOut: "give shorter extra_parameters",
+      },
+    );
+  }
+}
+
 function timeoutOf(seconds: number): number {
   if (!Number.isFinite(seconds) || seconds < 0 || seconds > TIMEOUT_MAX_S) {
     throw new WeightlineError("InvalidArgument", `timeout_s ${seconds} is not within 0 and ${TIMEOUT_MAX_S}`, {
@@ -143,24 +158,17 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
   const heldMessage = (lease: Lease, caller: Caller, outcome: AcquireOutcome): MessageInitShape<typeof HeldSchema> => {
     const start = performance.now();
     const { holding } = lease;
-    const ticket = { ticketId: randomBytes(16), secret: randomBytes(32) };
     const { layout } = holding;
     if (layout === undefined) {
       throw new WeightlineError("Internal", `holding ${holding.id} has no layout`);
     }
     const paths = ["layout", ...segmentPaths(layout)];
-    native.grantDescriptors(options.descriptors(), {
-      ...ticket,
-      pid: caller.owner.peer.pid,
-      ttlMs: TICKET_TTL_MS,
-      holdingId: holding.id,
-      paths,
-    });
+    const ticket = options.tickets.issue({ pid: caller.owner.peer.pid, group: caller.group.key }, holding.id, paths);
     options.onAttach((performance.now() - start) / 1000);
     return {
       leaseId: lease.id,
       holding: toMessage(holding),
-      ticket: { id: ticket.ticketId, secret: ticket.secret, socket: options.descriptorSocket, ttlMs: TICKET_TTL_MS },
+      ticket,
       outcome,
       descriptors: paths.length,
     };
@@ -189,21 +197,22 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       const timeoutMs = timeoutOf(timeoutS);
       const wanted = readWanted(message);
       const timeout = AbortSignal.timeout(timeoutMs);
-      const signal = AbortSignal.any([context.signal, timeout]);
+      const signal = AbortSignal.any([context.signal, caller.closed, timeout]);
+      let undelivered: Lease | undefined;
       try {
-        const { held, stream } = progressStream(acquirer, wanted, signal);
+        const { held, stream } = progressStream(acquirer, wanted, signal, caller.group.beginFill);
         for await (const progress of stream) {
           yield { event: { case: "progress", value: progress } };
         }
         const { holding, outcome } = await held;
-        const lease = leases.grant(holding, caller.owner);
-        if (context.signal.aborted) {
-          leases.release(lease.id, caller.owner);
+        if (context.signal.aborted || caller.closed.aborted) {
           return;
         }
-        const value = heldMessage(lease, caller, outcome);
+        undelivered = leases.grant(holding, caller.owner, caller.group.key);
+        const value = heldMessage(undelivered, caller, outcome);
         options.onAcquire(outcome, (performance.now() - started) / 1000);
         yield { event: { case: "held", value } };
+        undelivered = undefined;
       } catch (error) {
         const known = timeout.aborted
           ? new WeightlineError(
@@ -219,12 +228,16 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
           : toWeightlineError(error);
         options.onAcquire(known.code, (performance.now() - started) / 1000);
         throw known;
+      } finally {
+        if (undelivered !== undefined) {
+          leases.release(undelivered.id, caller.owner);
+        }
       }
     },
     attach({ leaseId }, context) {
       const caller = callerOf(context);
       const lease = leases.find(leaseId);
-      if (lease === undefined || lease.owner?.peer.pid !== caller.owner.peer.pid) {
+      if (lease === undefined || lease.owner !== caller.owner) {
         throw new WeightlineError("NotFound", `this process has no lease ${leaseId}`, {
           field: "lease_id",
           value: leaseId,
@@ -237,7 +250,8 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
     status: () => ({ ...options.status(), holdings: registry.all().map(toMessage), leases: leases.count() }),
     transfers: () => ({ transfers: transfers.list() }),
     async *load({ path, modelName, revision, rank, replace }, context) {
-      requireOperator(callerOf(context), "load");
+      const caller = callerOf(context);
+      requireOperator(caller, "load");
       refuseWhileDraining();
       checkName("model_name", modelName);
       checkName("revision", revision);
@@ -248,17 +262,20 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       const fill = loads.start(`${path}\n${modelName}\n${revision}\n${rank}`, (report, signal) =>
         loader.load({ path, modelName, revision, rank, replace }, report, signal),
       );
-      for await (const progress of watchFill(fill, context.signal)) {
+      const signal = AbortSignal.any([context.signal, caller.closed]);
+      for await (const progress of watchFill(fill, signal)) {
         yield { event: { case: "progress", value: progress } };
       }
-      context.signal.throwIfAborted();
+      signal.throwIfAborted();
       const { holding, ...facts } = await fill.done;
       yield { event: { case: "loaded", value: { ...facts, holding: toMessage(holding) } } };
     },
     async *pull({ wanted: message }, context) {
-      requireOperator(callerOf(context), "pull");
+      const caller = callerOf(context);
+      requireOperator(caller, "pull");
       refuseWhileDraining();
-      const { held, stream } = progressStream(acquirer, readWanted(message), context.signal);
+      const signal = AbortSignal.any([context.signal, caller.closed]);
+      const { held, stream } = progressStream(acquirer, readWanted(message), signal, caller.group.beginFill);
       for await (const progress of stream) {
         yield { event: { case: "progress", value: progress } };
       }

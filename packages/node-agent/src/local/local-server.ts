@@ -66,6 +66,9 @@ export async function clearSocketPath(path: string): Promise<void> {
   });
 }
 
+/** What Connect puts before a stream's message. */
+const ENVELOPE_BYTES = 5;
+
 /** Serves the local API over HTTP/1.1 on the Unix socket. */
 export async function startLocalServer(options: LocalServerOptions): Promise<LocalServer> {
   const { path, log } = options;
@@ -78,6 +81,8 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
     http: { connectionsCheckingInterval: SWEEP_INTERVAL_MS },
     exposeHeadRoutes: false,
   });
+  // Node takes the smaller of both for the headers, and the larger for the whole.
+  server.server.headersTimeout = REQUEST_TIMEOUT_MS;
   const connections = createConnections({
     leases: options.leases,
     log: options.strangers,
@@ -92,7 +97,8 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
     }
   });
   server.addHook("onRequest", async (request, reply) => {
-    const refused = connections.begin(request.raw.socket, reply.raw) ?? unaddressed(request.raw);
+    const refused =
+      connections.begin(request.raw.socket, reply.raw) ?? unaddressed(request.raw) ?? oversized(request.raw);
     if (refused !== undefined) {
       reply.hijack();
       refuseLocalCall(request.raw, reply.raw, refused);
@@ -132,5 +138,20 @@ function unaddressed(request: IncomingMessage): WeightlineError | undefined {
     field: "host",
     value: host ?? "",
     wayOut: "send POST with a path and `Host: localhost`",
+  });
+}
+
+/** A message that says itself that it is too large: what is not announced is counted as it comes. */
+function oversized(request: IncomingMessage): WeightlineError | undefined {
+  const bytes = Number(request.headers["content-length"] ?? 0);
+  const envelope = request.headers["content-type"]?.startsWith("application/connect") === true ? ENVELOPE_BYTES : 0;
+  if (bytes - envelope <= MESSAGE_MAX_BYTES) {
+    return undefined;
+  }
+  return new WeightlineError("ResourceExhausted", `the message has ${bytes - envelope} bytes`, {
+    field: "message",
+    value: `${bytes - envelope} bytes`,
+    limit: `${MESSAGE_MAX_BYTES}`,
+    wayOut: "send a smaller one",
   });
 }

@@ -12,8 +12,8 @@ const origin = await cluster.startAgent("origin");
 const agent = await cluster.startAgent("a", ["--stall-timeout", "120s"]);
 const path = `${cluster.folder}/m.safetensors`;
 writeTensors(path, { w: { dtype: "U8", shape: [5_000_000] } });
-t.equal((await cluster.mxctl(["load", path, "--model-name", "slow"], origin)).code, 0);
-t.equal((await cluster.mxctl(["load", path, "--model-name", "m"], agent)).code, 0);
+await cluster.load(origin, path, "slow");
+await cluster.load(agent, path, "m");
 const mover = Number((await runCommand(["pgrep", "-P", String(origin.program.pid), "-f", "mover-main"])).stdout);
 process.kill(mover, "SIGSTOP");
 t.teardown(async () => {

@@ -1,4 +1,4 @@
-import type { ServerResponse } from "node:http";
+import { type ServerResponse, STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { native } from "@weightline/rdma-native";
 import { type BoundedLog, toWeightlineError, unaryAnswer, WeightlineError } from "@weightline/runtime";
@@ -55,6 +55,9 @@ interface Group extends CallerGroup {
   /** Connections that are being told that there is no room. */
   farewells: number;
 }
+
+/** Key of those whose process the kernel does not tell. */
+const UNKNOWN = "a process that is not known";
 
 /** Node keeps a socket's descriptor here; there is no public name for it. */
 function descriptorOf(socket: Socket): number {
@@ -165,7 +168,7 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
   /** The reason is written before anything is read; the socket then waits a moment, so that a client that is writing reads it. */
   const turnAway = (socket: Socket, group: Group, error: WeightlineError) => {
     onRefusal("connections");
-    log.warn({ caller: group.key, limit: error.limit }, "turned a local connection away");
+    log.warn({ caller: group.key, error: error.message }, "turned a local connection away");
     if (group.farewells >= POD_CONNECTIONS_MAX) {
       socket.destroy();
       forgetIdle(group);
@@ -180,7 +183,7 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
     });
     socket.once("error", () => socket.destroy());
     const { status, contentType, body } = unaryAnswer(error);
-    const head = `HTTP/1.1 ${status} Too Many Requests\r\ncontent-type: ${contentType}\r\ncontent-length: ${body.length}\r\nconnection: close\r\n\r\n`;
+    const head = `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\ncontent-type: ${contentType}\r\ncontent-length: ${body.length}\r\nconnection: close\r\n\r\n`;
     socket.end(Buffer.concat([Buffer.from(head), body]));
     socket.resume();
   };
@@ -229,8 +232,7 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
       try {
         return enter(socket);
       } catch (error) {
-        log.info({ error: toWeightlineError(error).message }, "a local connection was closed");
-        socket.destroy();
+        turnAway(socket, groupOf(UNKNOWN), toWeightlineError(error));
         return false;
       }
     },

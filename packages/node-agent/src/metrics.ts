@@ -18,6 +18,7 @@ export interface AgentMetrics {
   moverRestarted(): void;
   /** An offer is over: "sealed", or the code of the error that ended it. */
   offerEnded(outcome: string): void;
+  refusedLocally(limit: string): void;
   /** Sets gauges from these at each scrape. */
   observe(sources: {
     registry: HoldingRegistry;
@@ -59,6 +60,11 @@ export function createAgentMetrics(): AgentMetrics {
     "to",
     "reason",
   ]);
+  const refusals = metrics.counter(
+    "weightline_local_refusals_total",
+    "Connections and calls of local callers that a limit ended",
+    ["limit"],
+  );
   const bound = metrics.gauge(
     "weightline_transfer_bound_ratio",
     "Rate of the last finished transfer over the link's rate",
@@ -75,6 +81,9 @@ export function createAgentMetrics(): AgentMetrics {
     transferBytes.inc({ direction, transport: "stream" }, 0);
   }
   restarts.inc(0);
+  for (const limit of ["connections", "calls", "unread"]) {
+    refusals.inc({ limit }, 0);
+  }
 
   return {
     metrics,
@@ -89,6 +98,7 @@ export function createAgentMetrics(): AgentMetrics {
     fallback: (reason) => fallbacks.inc({ from: "peer", to: "peer", reason }),
     moverRestarted: () => restarts.inc(),
     offerEnded: (outcome) => offersEnded.inc({ outcome }),
+    refusedLocally: (limit) => refusals.inc({ limit }),
     observe(sources) {
       metrics.onCollect(() => {
         const all = sources.registry.all();

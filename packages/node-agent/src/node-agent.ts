@@ -4,6 +4,7 @@ import { WorkerService } from "@weightline/proto/p2p";
 import { PeerService } from "@weightline/proto/peer";
 import { type DescriptorServerHandle, type MoverReport, native } from "@weightline/rdma-native";
 import {
+  createBoundedLog,
   createGrpcChannel,
   createGrpcServer,
   createHealthStatus,
@@ -29,6 +30,7 @@ import { createMemoryAccount } from "./holdings/memory-account.ts";
 import { recover } from "./holdings/recovery.ts";
 import { advertisedHost } from "./host-address.ts";
 import { createLeaseTable } from "./leases/lease-table.ts";
+import { createTicketOffice } from "./leases/ticket-office.ts";
 import { clearSocketPath, startLocalServer } from "./local/local-server.ts";
 import { createLocalService } from "./local/local-service.ts";
 import { memoryLimit } from "./memory-limit.ts";
@@ -57,6 +59,9 @@ export interface NodeAgent {
 
 const VERSION: string = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")).version;
 const STOP_GRACE_MS = 2000;
+/** Lines in the log of one kind that pods can cause at will. */
+const STRANGER_LINES_MAX = 10;
+const STRANGER_PERIOD_MS = 10_000;
 /** contract.md: seconds that stock clients give a transfer. */
 const TRANSFER_TIMEOUT_S = 300;
 
@@ -141,7 +146,8 @@ async function start(
   const peers = createPeerClient(node, log);
   life.add({ name: "peer channels", stop: () => peers.close() });
 
-  const leases = createLeaseTable(registry, log);
+  const strangers = createBoundedLog({ log, linesMax: STRANGER_LINES_MAX, periodMs: STRANGER_PERIOD_MS });
+  const leases = createLeaseTable(registry, strangers);
   const linkRate = createLinkRate(configuration.linkRate);
   const transfers = createTransferLog(node, linkRate);
   const fills = createFillBoard<Holding>();
@@ -389,11 +395,14 @@ async function start(
   life.add({ name: "peer server", stop: (graceMs) => peerServer.stop(graceMs) });
 
   const descriptorSocket = configuration.socket + DESCRIPTOR_SOCKET_SUFFIX;
+  const tickets = createTicketOffice(() => descriptorServer, descriptorSocket);
   const descriptorServer = native.createDescriptorServer(descriptorSocket, store.view, (event) => {
     if (event.kind === "given") {
       offers.given(event);
-    } else if (event.kind === "refused") {
-      log.warn({ process: event.pid, reason: event.reason }, "refused descriptors");
+    } else if (event.kind === "sent") {
+      tickets.used(event.pid);
+    } else {
+      strangers.warn({ process: event.pid, reason: event.reason }, "refused descriptors");
     }
   });
   descriptors = descriptorServer;
@@ -405,6 +414,8 @@ async function start(
     path: configuration.socket,
     leases,
     log,
+    strangers,
+    onRefusal: (refusal) => agentMetrics.refusedLocally(refusal),
     route: createLocalService({
       registry,
       acquirer,
@@ -414,7 +425,7 @@ async function start(
       leases,
       transfers,
       offers,
-      descriptors: () => descriptorServer,
+      tickets,
       descriptorSocket,
       draining,
       drain,

@@ -16,18 +16,23 @@ export interface Acquired {
 export interface Acquirer {
   /** A complete holding that is here now. */
   held(wanted: Wanted): Holding | undefined;
-  /** The running fill of it, started when there is none. */
-  fill(wanted: Wanted): { fill: RunningFill<Holding>; outcome: AcquireOutcome };
+  /** The running fill of it, started when there is none: `onBegin` may refuse that by throwing, and returns what its end calls. */
+  fill(wanted: Wanted, onBegin?: () => () => void): { fill: RunningFill<Holding>; outcome: AcquireOutcome };
 }
 
 export function createAcquirer(registry: HoldingRegistry, board: FillBoard<Holding>, puller: Puller): Acquirer {
   return {
     held: ({ sourceId, rank }) => registry.named(sourceId, rank).find(({ record }) => record.state === "complete"),
-    fill(wanted) {
+    fill(wanted, onBegin) {
       const key = nameKey(wanted.sourceId, wanted.rank);
       const running = board.find(key);
-      const fill = running ?? board.start(key, (report, signal) => puller.pull(wanted, report, signal));
-      return { fill, outcome: running === undefined ? "received" : "waited" };
+      if (running !== undefined) {
+        return { fill: running, outcome: "waited" };
+      }
+      const onEnd = onBegin?.();
+      const fill = board.start(key, (report, signal) => puller.pull(wanted, report, signal));
+      fill.done.then(onEnd, onEnd);
+      return { fill, outcome: "received" };
     },
   };
 }

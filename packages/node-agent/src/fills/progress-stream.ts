@@ -40,19 +40,20 @@ export async function* watchFill<Result>(fill: RunningFill<Result>, signal: Abor
 
 /**
  * Brings what is wanted: yields the progress until it is here, then returns it. A pod's offer that comes to nothing is no
- * failure of those who waited for it: they look for another holder.
+ * failure of those who waited for it: they look for another holder. `onBegin`: as in Acquirer.
  */
 export async function* acquireStream(
   acquirer: Acquirer,
   wanted: Wanted,
   signal: AbortSignal,
+  onBegin?: () => () => void,
 ): AsyncGenerator<Progress, Acquired> {
   const here = acquirer.held(wanted);
   if (here !== undefined) {
     return { holding: here, outcome: "held" };
   }
   for (;;) {
-    const { fill, outcome } = acquirer.fill(wanted);
+    const { fill, outcome } = acquirer.fill(wanted, onBegin);
     yield* watchFill(fill, signal);
     signal.throwIfAborted();
     try {

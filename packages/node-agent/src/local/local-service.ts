@@ -1,8 +1,6 @@
-import { randomBytes } from "node:crypto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { HandlerContext } from "@connectrpc/connect";
 import { AgentService, type HeldSchema, type StatusResponseSchema } from "@weightline/proto/local";
-import { type DescriptorServerHandle, native } from "@weightline/rdma-native";
 import { route, type ServiceRoute, toWeightlineError, WeightlineError } from "@weightline/runtime";
 import type { AcquireOutcome, Acquirer } from "../fills/acquirer.ts";
 import type { FillBoard } from "../fills/fill-board.ts";
@@ -14,6 +12,7 @@ import { type Holding, modelNameOf, toMessage } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
 import { segmentPaths } from "../layout-reader.ts";
 import type { Lease, LeaseTable } from "../leases/lease-table.ts";
+import type { TicketOffice } from "../leases/ticket-office.ts";
 import type { OfferTable } from "../offers/offer-table.ts";
 import type { TransferLog } from "../transfers/transfer-log.ts";
 import { type Caller, callerKey, requireOperator } from "./caller.ts";
@@ -31,7 +30,7 @@ export interface LocalServiceOptions {
   leases: LeaseTable;
   transfers: TransferLog;
   offers: OfferTable;
-  descriptors: () => DescriptorServerHandle;
+  tickets: TicketOffice;
   descriptorSocket: string;
   status: () => StatusFacts;
   draining: () => boolean;
@@ -40,8 +39,6 @@ export interface LocalServiceOptions {
   onAttach: (seconds: number) => void;
 }
 
-/** architecture.md: a ticket lives so long. */
-const TICKET_TTL_MS = 10_000;
 /** How long an evict waits for memory to be free before it says that it is pending. */
 const EVICT_PATIENCE_MS = 5000;
 
@@ -72,24 +69,17 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
   ): MessageInitShape<typeof HeldSchema> => {
     const start = performance.now();
     const { holding } = lease;
-    const ticket = { ticketId: randomBytes(16), secret: randomBytes(32) };
     const { layout } = holding;
     if (layout === undefined) {
       throw new WeightlineError("Internal", `holding ${holding.id} has no layout`);
     }
     const paths = ["layout", ...segmentPaths(layout)];
-    native.grantDescriptors(options.descriptors(), {
-      ...ticket,
-      pid: caller.owner.peer.pid,
-      ttlMs: TICKET_TTL_MS,
-      holdingId: holding.id,
-      paths,
-    });
+    const ticket = options.tickets.issue({ pid: caller.owner.peer.pid, group: caller.group.key }, holding.id, paths);
     options.onAttach((performance.now() - start) / 1000);
     return {
       leaseId: lease.id,
       holding: toMessage(holding),
-      ticket: { id: ticket.ticketId, secret: ticket.secret, socket: options.descriptorSocket, ttlMs: TICKET_TTL_MS },
+      ticket,
       outcome,
       descriptors: paths.length,
     };
@@ -118,22 +108,23 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       const timeoutMs = readTimeout("timeout_s", timeoutS);
       const wanted = readWanted(message);
       const timeout = AbortSignal.timeout(timeoutMs);
-      const signal = AbortSignal.any([context.signal, timeout]);
+      const signal = AbortSignal.any([context.signal, caller.closed, timeout]);
+      let undelivered: Lease | undefined;
       try {
-        const stream = acquireStream(acquirer, wanted, signal);
+        const stream = acquireStream(acquirer, wanted, signal, caller.group.beginFill);
         let step = await stream.next();
         for (; step.done !== true; step = await stream.next()) {
           yield { event: { case: "progress", value: step.value } };
         }
         const { holding, outcome } = step.value;
-        const lease = leases.grant(holding, caller.owner);
-        if (context.signal.aborted) {
-          leases.release(lease.id, caller.owner);
+        if (context.signal.aborted || caller.closed.aborted) {
           return;
         }
-        const value = heldMessage(lease, caller, outcome);
+        undelivered = leases.grant(holding, caller.owner, caller.group.key);
+        const value = heldMessage(undelivered, caller, outcome);
         options.onAcquire(outcome, (performance.now() - started) / 1000);
         yield { event: { case: "held", value } };
+        undelivered = undefined;
       } catch (error) {
         const known = timeout.aborted
           ? new WeightlineError(
@@ -149,12 +140,16 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
           : toWeightlineError(error);
         options.onAcquire(known.code, (performance.now() - started) / 1000);
         throw known;
+      } finally {
+        if (undelivered !== undefined) {
+          leases.release(undelivered.id, caller.owner);
+        }
       }
     },
     attach({ leaseId }, context) {
       const caller = callerOf(context);
       const lease = leases.find(leaseId);
-      if (lease === undefined || lease.owner?.peer.pid !== caller.owner.peer.pid) {
+      if (lease === undefined || lease.owner !== caller.owner) {
         throw new WeightlineError("NotFound", `this process has no lease ${leaseId}`, {
           field: "lease_id",
           value: leaseId,
@@ -167,7 +162,8 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
     status: () => ({ ...options.status(), holdings: registry.all().map(toMessage), leases: leases.count() }),
     transfers: () => ({ transfers: transfers.list() }),
     async *load({ path, modelName, revision, rank, replace }, context) {
-      requireOperator(callerOf(context), "load");
+      const caller = callerOf(context);
+      requireOperator(caller, "load");
       refuseWhileDraining();
       checkName("model_name", modelName);
       checkName("revision", revision);
@@ -178,17 +174,20 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       const fill = loads.start(`${path}\n${modelName}\n${revision}\n${rank}`, (report, signal) =>
         loader.load({ path, modelName, revision, rank, replace }, report, signal),
       );
-      for await (const progress of watchFill(fill, context.signal)) {
+      const signal = AbortSignal.any([context.signal, caller.closed]);
+      for await (const progress of watchFill(fill, signal)) {
         yield { event: { case: "progress", value: progress } };
       }
-      context.signal.throwIfAborted();
+      signal.throwIfAborted();
       const { holding, ...facts } = await fill.done;
       yield { event: { case: "loaded", value: { ...facts, holding: toMessage(holding) } } };
     },
     async *pull({ wanted: message }, context) {
-      requireOperator(callerOf(context), "pull");
+      const caller = callerOf(context);
+      requireOperator(caller, "pull");
       refuseWhileDraining();
-      const stream = acquireStream(acquirer, readWanted(message), context.signal);
+      const signal = AbortSignal.any([context.signal, caller.closed]);
+      const stream = acquireStream(acquirer, readWanted(message), signal, caller.group.beginFill);
       let step = await stream.next();
       for (; step.done !== true; step = await stream.next()) {
         yield { event: { case: "progress", value: step.value } };
@@ -228,18 +227,25 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       };
     },
     offer({ identity, rank, alone, stallTimeoutS }, context) {
-      const { owner } = callerOf(context);
+      const { owner, group } = callerOf(context);
       refuseWhileDraining();
       const named = readIdentity(identity, rank);
       const stallMs = readTimeout("stall_timeout_s", stallTimeoutS);
-      const { offerId, ticket } = options.offers.open({ named, owner, alone, stallMs });
+      const { offerId, ticket } = options.offers.open({ named, owner, group: group.key, alone, stallMs });
       const { ticketId, secret } = ticket;
       return { offerId, ticket: { id: ticketId, secret, socket: options.descriptorSocket, ttlMs: stallMs } };
     },
     async sealOffer({ offerId }, context) {
       const caller = callerOf(context);
       const holding = await options.offers.seal(offerId, caller.owner);
-      return { held: heldMessage(leases.grant(holding, caller.owner), caller, "offered") };
+      const lease = leases.grant(holding, caller.owner, caller.group.key);
+      try {
+        caller.closed.throwIfAborted();
+        return { held: heldMessage(lease, caller, "offered") };
+      } catch (error) {
+        leases.release(lease.id, caller.owner);
+        throw error;
+      }
     },
     async withdrawOffer({ offerId }, context) {
       return { withdrawn: await options.offers.withdraw(offerId, callerOf(context).owner) };

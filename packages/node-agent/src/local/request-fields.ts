@@ -1,13 +1,14 @@
+import { toBinary } from "@bufbuild/protobuf";
 import { filesIdentity } from "@weightline/proto";
 import type { Wanted as WantedMessage } from "@weightline/proto/local";
-import type { SourceIdentity } from "@weightline/proto/p2p";
+import { type SourceIdentity, SourceIdentitySchema } from "@weightline/proto/p2p";
 import { WeightlineError } from "@weightline/runtime";
 import { type Wanted, wantedFrom } from "../fills/wanted.ts";
 import type { NamedIdentity } from "../store/holding-record.ts";
+import { IDENTITY_MAX_BYTES, NAME_MAX_BYTES } from "./limits.ts";
 
 const DEFAULT_TIMEOUT_S = 300;
 const TIMEOUT_MAX_S = 86_400;
-const NAME_MAX_BYTES = 512;
 
 /** What a request's words mean. Throws InvalidArgument naming the field. */
 export function readWanted(message: WantedMessage | undefined): Wanted {
@@ -57,7 +58,25 @@ export function readIdentity(identity: SourceIdentity | undefined, rank: number)
   }
   checkName("identity.model_name", identity.modelName);
   checkName("identity.revision", identity.revision);
+  checkIdentity(identity);
   return { identity, rank };
+}
+
+/** What waits keeps its identity in memory, and what is held announces it. */
+function checkIdentity(identity: SourceIdentity): void {
+  const { length } = toBinary(SourceIdentitySchema, identity);
+  if (length > IDENTITY_MAX_BYTES) {
+    throw new WeightlineError(
+      "InvalidArgument",
+      `identity has ${length} bytes; at most ${IDENTITY_MAX_BYTES} are taken`,
+      {
+        field: "identity",
+        value: `${length} bytes`,
+        limit: `${IDENTITY_MAX_BYTES} bytes`,
+        wayOut: "give shorter extra_parameters",
+      },
+    );
+  }
 }
 
 /** Throws InvalidArgument for a name that is too long. */

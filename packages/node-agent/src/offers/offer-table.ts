@@ -6,19 +6,19 @@ import type { FillBoard, RunningFill } from "../fills/fill-board.ts";
 import { type Holding, keyOf, modelNameOf } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
 import type { LeaseOwner, LeaseTable } from "../leases/lease-table.ts";
+import { OFFERS_MAX, POD_OFFERS_MAX } from "../local/limits.ts";
 import type { NamedIdentity } from "../store/holding-record.ts";
 import { createOffer, type Offer, OfferEndedError } from "./offer.ts";
 import { type OfferWork, refuseGiven } from "./offer-work.ts";
 
-/** Offers at once: of one process, and of the node. */
-export const OFFERS_PER_PROCESS_MAX = 8;
-export const OFFERS_MAX = 48;
 /** Reasons of ended offers that are kept, to be told when the pod comes back to one. */
 const ENDED_KEPT_MAX = 256;
 
 export interface OfferRequest {
   named: NamedIdentity;
   owner: LeaseOwner;
+  /** Whose cap it counts for: a pod, or a process outside pods. */
+  group: string;
   /** Go on although the node holds or fills that name. */
   alone: boolean;
   stallMs: number;
@@ -56,6 +56,7 @@ export interface OfferTableOptions {
 }
 
 interface Entry {
+  group: string;
   offer: Offer;
   fill: RunningFill<Holding>;
 }
@@ -111,12 +112,10 @@ export function createOfferTable(options: OfferTableOptions): OfferTable {
     );
   };
 
-  const checkCaps = (owner: LeaseOwner) => {
-    const mine = [...entries.values()].filter(({ offer }) => offer.owner.peer.pid === owner.peer.pid).length;
+  const checkCaps = (group: string) => {
+    const mine = [...entries.values()].filter((entry) => entry.group === group).length;
     const [count, limit, whose] =
-      mine >= OFFERS_PER_PROCESS_MAX
-        ? [mine, OFFERS_PER_PROCESS_MAX, "this process has"]
-        : [entries.size, OFFERS_MAX, "this node's pods have"];
+      mine >= POD_OFFERS_MAX ? [mine, POD_OFFERS_MAX, `${group} has`] : [entries.size, OFFERS_MAX, "all pods have"];
     if (count >= limit) {
       throw new WeightlineError("ResourceExhausted", `${whose} ${count} offers open`, {
         field: "offers",
@@ -129,7 +128,7 @@ export function createOfferTable(options: OfferTableOptions): OfferTable {
 
   const entryOf = (offerId: string, owner: LeaseOwner): Entry => {
     const entry = entries.get(offerId);
-    if (entry === undefined || entry.offer.owner.peer.pid !== owner.peer.pid) {
+    if (entry === undefined || entry.offer.owner !== owner) {
       const why = ended.get(offerId);
       throw new WeightlineError(
         "NotFound",
@@ -141,7 +140,7 @@ export function createOfferTable(options: OfferTableOptions): OfferTable {
   };
 
   const start = (offer: Offer, alone: boolean): RunningFill<Holding> => {
-    const letGo = leases.hold(offer.owner);
+    leases.stay(offer.owner);
     native.watchProcess(offer.owner.peer.process, () =>
       offer.end(
         new OfferEndedError("Unavailable", "the process that offered it ended", {
@@ -169,14 +168,14 @@ export function createOfferTable(options: OfferTableOptions): OfferTable {
           }
         }
         native.revokeOffer(options.descriptors(), offer.id);
-        letGo();
+        leases.leave(offer.owner);
         options.onEnd(outcome);
       });
     return fill;
   };
 
   return {
-    open({ named, owner, alone, stallMs }) {
+    open({ named, owner, group, alone, stallMs }) {
       if (isFilesIdentity(named.identity)) {
         throw new WeightlineError("Refused", "an identity with weightline.kind files is for models that are loaded", {
           field: "identity.extra_parameters",
@@ -184,13 +183,13 @@ export function createOfferTable(options: OfferTableOptions): OfferTable {
           wayOut: "leave weightline.kind out, or load the files with mxctl load",
         });
       }
-      checkCaps(owner);
+      checkCaps(group);
       checkFree(named, alone);
       const id = randomBytes(16).toString("hex");
       const offer = createOffer({ id, named, owner, stallMs });
       const ticket = { ticketId: randomBytes(16), secret: randomBytes(32) };
       native.grantOffer(options.descriptors(), { ...ticket, pid: owner.peer.pid, offer: id });
-      entries.set(id, { offer, fill: start(offer, alone) });
+      entries.set(id, { group, offer, fill: start(offer, alone) });
       return { offerId: id, ticket };
     },
     given({ given, descriptors }) {
@@ -221,7 +220,7 @@ export function createOfferTable(options: OfferTableOptions): OfferTable {
     },
     async withdraw(offerId, owner) {
       const entry = entries.get(offerId);
-      if (entry === undefined || entry.offer.owner.peer.pid !== owner.peer.pid) {
+      if (entry === undefined || entry.offer.owner !== owner) {
         return false;
       }
       entry.offer.end(

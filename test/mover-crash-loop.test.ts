@@ -4,7 +4,7 @@ import { createServer, type Server } from "node:net";
 import t from "tap";
 import { type Agent, createCluster } from "./support/cluster.ts";
 import { crashEnvironment, readSteps } from "./support/crash-plan.ts";
-import { moverOf, until } from "./support/processes.ts";
+import { moverOf, runningMoverOf, until } from "./support/processes.ts";
 import { writeTensors } from "./support/safetensors-file.ts";
 import { clearFlags, contents } from "./support/store-files.ts";
 
@@ -19,12 +19,9 @@ await cluster.mxctl(["load", path, "--model-name", "m"], a);
 await cluster.mxctl(["pull", "--model-name", "m"], b);
 
 async function killMover(agent: Agent): Promise<void> {
-  let pid: number | undefined;
-  await until("a mover", async () => {
-    pid = await moverOf(agent.program.pid);
-    return pid !== undefined;
-  });
-  process.kill(pid ?? 0, "SIGKILL");
+  await until("a mover", async () => (await moverOf(agent.program.pid)) !== undefined);
+  const pid = await runningMoverOf(agent.program.pid);
+  process.kill(pid, "SIGKILL");
   await until("its end", async () => (await moverOf(agent.program.pid)) !== pid);
 }
 

@@ -1,7 +1,8 @@
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import t from "tap";
 import { type Agent, createCluster } from "./support/cluster.ts";
+import { runningMoverOf } from "./support/processes.ts";
 import { pythonEnvironment, type RunningProgram, startCommand } from "./support/program.ts";
 
 const cluster = await createCluster();
@@ -678,7 +679,7 @@ print("sealed", all(bytes(held["w"].data[at:at + (1 << 20)]) == block for at in 
     }),
     "the copy runs",
   );
-  const { mover } = await moverOf(a);
+  const mover = await runningMoverOf(a.program.pid);
   process.kill(mover, "SIGKILL");
   await giver.waitFor(/sealed True/, 60_000);
   t.equal(await a.metric("weightline_mover_restarts_total"), before + 1, "it was killed");
@@ -704,7 +705,8 @@ time.sleep(60)`,
 });
 
 t.test("offers that come and go leave no descriptor and no thread behind", async (t) => {
-  const { agent: pid, mover } = await moverOf(a);
+  const { pid } = a.program;
+  const mover = await runningMoverOf(pid);
   const count = (id: number) => readdirSync(`/proc/${id}/fd`).length;
   const threads = (id: number) => readdirSync(`/proc/${id}/task`).length;
   const cycle = `
@@ -732,10 +734,3 @@ print(len(os.listdir("/proc/self/fd")))`;
     `before ${before}, after ${[count(pid), count(mover), threads(pid), threads(mover)]}`,
   );
 });
-
-/** Process ids of an agent and its mover. */
-async function moverOf(agent: Agent): Promise<{ agent: number; mover: number }> {
-  const pid = agent.program.pid ?? 0;
-  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").map(Number);
-  return { agent: pid, mover: children[0] ?? 0 };
-}

@@ -31,7 +31,9 @@ export function createAcquirer(registry: HoldingRegistry, board: FillBoard<Holdi
       }
       const onEnd = onBegin?.();
       const fill = board.start(key, (report, signal) => puller.pull(wanted, report, signal));
-      fill.done.then(onEnd, onEnd);
+      if (onEnd !== undefined) {
+        fill.done.then(onEnd, onEnd);
+      }
       return { fill, outcome: "received" };
     },
   };

@@ -14,7 +14,16 @@ import { DistrustError, MoverLostError } from "../mover/mover-process.ts";
 import type { PeerClient } from "../peers/peer-client.ts";
 import type { StoreFolder } from "../store/store-folder.ts";
 import type { TransferLog } from "../transfers/transfer-log.ts";
-import { type Candidate, chooseObject, matches, orderHolders, readable, type Target, targetOf } from "./candidates.ts";
+import {
+  type Candidate,
+  chooseObject,
+  fedBy,
+  matches,
+  orderHolders,
+  readable,
+  type Target,
+  targetOf,
+} from "./candidates.ts";
 import { createDistrust } from "./distrust.ts";
 import type { Progress } from "./fill-board.ts";
 import { progressOf } from "./load.ts";
@@ -69,10 +78,9 @@ export function createPuller(options: PullerOptions): Puller {
   const findCandidates = async (wanted: Wanted, signal: AbortSignal) => {
     const holders = await directory.lookup(wanted, signal);
     const found = await Promise.all(holders.map((holder) => peers.find(holder, wanted, signal)));
-    // Not from one that itself gets the bytes from here: both would wait for each other.
     return found
       .flat()
-      .filter((candidate) => candidate.node !== node && candidate.holding.parent !== node && readable(candidate));
+      .filter((candidate) => candidate.node !== node && readable(candidate) && !fedBy(candidate, node));
   };
 
   const notFound = async (wanted: Wanted) => {

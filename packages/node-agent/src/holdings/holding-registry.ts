@@ -117,10 +117,16 @@ export function createHoldingRegistry(store: StoreFolder): HoldingRegistry {
       if (next === "complete") {
         // What others are told must survive a kill: nobody attaches it before the record says so.
         await save(holding, () => {
+          if (nextState(holding.record.state, event) !== next) {
+            return holding.record;
+          }
           const record = { ...holding.record, state: next };
           change?.(record);
           return record;
         });
+        if (holding.record.state !== next) {
+          throw new WeightlineError("Cancelled", `holding ${holding.id} is ${holding.record.state} by now`);
+        }
       } else {
         // The other way round: nobody attaches what is on its way out.
         holding.record.state = next;

@@ -233,7 +233,8 @@ t.test("a host that vanishes, and is back under the same address", async (t) => 
   await child.client.evict({ wanted });
   const started = performance.now();
   await all(child.client.pull({ wanted }));
-  t.ok(performance.now() - started < 15_000, "the old connections to that address are in nobody's way");
+  const tookMs = Math.round(performance.now() - started);
+  t.ok(tookMs < 15_000, `the old connections to that address are in nobody's way: ${tookMs} ms`);
   t.match((await child.client.transfers({})).transfers.at(-1), { parent: "a-far", state: TransferState.DONE });
   await child.program.stop();
   near = await cluster.startAgent(

@@ -133,33 +133,6 @@ t.test("files without the flag are digested before they are served; a flipped bi
   await third.program.stop();
 });
 
-t.test("damaged files of every kind in the store: nothing wrong is attached, the rest stays usable", async (t) => {
-  const agent = await cluster.startAgent("rotten");
-  await digestOf(agent);
-  await cluster.mxctl(["load", path, "--model-name", "rest"], agent);
-  await agent.program.stop();
-  const [id] = readdirSync(`${agent.store}/holdings`);
-  for (const [file, change] of [
-    ["record.json", "printf '{' > F"],
-    ["layout", "printf x | dd of=F bs=1 seek=40 conv=notrunc"],
-    ["digests", "printf x | dd of=F bs=1 seek=20 conv=notrunc"],
-    ["verified", "truncate -s 1 F"],
-    ["layout", "rm F"],
-    ["digests", "rm F"],
-    ["record.json", "rm F"],
-  ] as const) {
-    const copy = `${agent.store}-copy`;
-    await runCommand(["cp", "-a", agent.store, copy]);
-    await runCommand(["sh", "-c", change.replaceAll("F", `${copy}/holdings/${id}/${file}`)]);
-    const broken = await cluster.startAgent("rotten", ["--store", copy, "--socket", agent.socket]);
-    t.equal((await digestOf(broken)).split(" ")[0], digest, `${file}: ${change}`);
-    t.ok((await broken.client.status({})).holdings.every(({ state }) => state === HoldingState.COMPLETE));
-    await broken.program.stop();
-    await runCommand(["chattr", "-R", "-f", "-i", copy]);
-    await runCommand(["rm", "-rf", copy]);
-  }
-});
-
 t.test(
   "the control plane is optional: attaches and running transfers go on without it, and it learns everything again",
   async (t) => {

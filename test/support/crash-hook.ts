@@ -1,7 +1,7 @@
 // Loaded into an agent and its mover by NODE_OPTIONS=--import: counts the steps that change something durable or cross the
 // channel between the two, writes each into a log before it is done, and kills there. Production code knows nothing of it.
 import childProcess, { type ChildProcess } from "node:child_process";
-import { appendFileSync } from "node:fs";
+import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import promises from "node:fs/promises";
 import { syncBuiltinESMExports } from "node:module";
 import { basename } from "node:path";
@@ -53,7 +53,12 @@ function step(text: string): void {
   const nth = (seen.get(text) ?? 0) + 1;
   seen.set(text, nth);
   count += 1;
-  const fires = plan.role === role && plan.step === text && (plan.nth === 0 || plan.nth === nth);
+  // A mover that follows the killed one counts anew: the plan is for one kill, unless it says every one.
+  const fires =
+    plan.role === role &&
+    plan.step === text &&
+    (plan.nth === 0 ||
+      (plan.nth === nth && !(existsSync(plan.log) && readFileSync(plan.log, "utf8").includes(" FIRED"))));
   appendFileSync(plan.log, `${role} ${count} ${text}${fires ? " FIRED" : ""}\n`);
   if (fires) {
     kill(plan.victim ?? role);
@@ -75,7 +80,7 @@ function ofOrder(message: { start?: unknown; order?: { kind: string } }): string
 
 if (role === "agent") {
   const called = promises as unknown as Record<string, (...parameters: unknown[]) => Promise<unknown>>;
-  for (const name of ["writeFile", "rename", "mkdir", "rm"]) {
+  for (const name of ["writeFile", "rename", "mkdir"]) {
     const original = called[name];
     called[name] = (...parameters) => {
       const path = String(parameters[name === "rename" ? 1 : 0]);

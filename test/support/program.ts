@@ -24,6 +24,8 @@ export interface ProgramOptions {
   cwd?: string;
   /** Runs it by another program: ["ip", "netns", "exec", NAME]. */
   wrapper?: readonly string[];
+  /** Another checkout's root, whose packages are run: a newer or older build. */
+  root?: string;
 }
 
 const STOP_TIMEOUT_MS = 8000;
@@ -46,7 +48,7 @@ export function startProgram(
     ...(options.wrapper ?? []),
     process.execPath,
     "--disable-warning=ExperimentalWarning",
-    `${ROOT}packages/${entry}/src/main.ts`,
+    `${options.root ?? ROOT}packages/${entry}/src/main.ts`,
     ...parameters,
   ];
   return startCommand(command, options);

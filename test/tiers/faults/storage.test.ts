@@ -1,10 +1,12 @@
 // Faults injected into the mover's system calls by strace; its log proves that they happened.
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import t, { type Test } from "tap";
 import { type Agent, createCluster } from "../../support/cluster.ts";
-import { type RunningProgram, runCommand, startCommand } from "../../support/program.ts";
+import { moverOf } from "../../support/processes.ts";
+import { runCommand } from "../../support/program.ts";
 import { writeTensors } from "../../support/safetensors-file.ts";
+import { trace } from "../../support/tracing.ts";
 
 const cluster = await createCluster();
 t.teardown(() => cluster.stop());
@@ -12,48 +14,25 @@ const path = `${cluster.folder}/m.safetensors`;
 writeTensors(path, { w: { dtype: "U8", shape: [20_000_000] } });
 const agent = await cluster.startAgent("a", ["--load-threads", "1"]);
 
-async function moverPid(of: Agent): Promise<string> {
-  return (await runCommand(["pgrep", "-P", String(of.program.pid), "-f", "mover-main"])).stdout.trim();
-}
-
-interface Injection {
-  tracer: RunningProgram;
-  /** Calls that were made to fail. */
-  count(): number;
-  stop(): Promise<void>;
+async function moverPid(of: Agent): Promise<number> {
+  return (await moverOf(of.program.pid)) ?? 0;
 }
 
 let traces = 0;
-/** Injects into the calls that name `path` of the mover and all its threads. */
-async function inject(expression: string, options: { only?: string } = {}): Promise<Injection> {
-  const log = `${cluster.folder}/trace-${traces++}`;
-  const only = options.only === undefined ? [] : ["-P", options.only];
+
+/** Injects into the calls of the mover and all its threads, those that name a path where one is given. */
+async function inject(expression: string, options: { only?: string } = {}) {
   const [call = ""] = expression.split(":");
-  const tracer = startCommand([
-    "strace",
-    "-f",
-    "-qq",
-    "-p",
-    await moverPid(agent),
-    "-o",
-    log,
-    ...only,
-    "-e",
-    `trace=${call}`,
-    "-e",
-    `inject=${expression}`,
-  ]);
-  await sleep(700);
+  const log = `${cluster.folder}/trace-${traces++}`;
+  const tracing = await trace(await moverPid(agent), log, { calls: [call], inject: expression, ...options });
   return {
-    tracer,
+    ...tracing,
+    /** Calls that were made to fail. */
     count: () =>
-      readFileSync(log, "utf8")
+      tracing
+        .text()
         .split("\n")
         .filter((line) => line.includes("(INJECTED)")).length,
-    async stop() {
-      tracer.kill("SIGINT");
-      await tracer.exited;
-    },
   };
 }
 
@@ -134,44 +113,3 @@ t.test(
     t.equal((await cluster.mxctl(["load", other, "--model-name", "full"], agent)).code, 0);
   },
 );
-
-t.test("killed at swept points of a load and of an eviction: always whole or gone, never wrong", async (t) => {
-  for (const [call, when] of [
-    ["pwrite64", 2],
-    ["pwrite64", 40],
-    ["fallocate", 1],
-    ["renameat", 1],
-    ["ioctl", 1],
-    ["mkdir", 1],
-  ] as const) {
-    const killed = await inject(`${call}:signal=KILL:when=${when}`);
-    const name = `killed-${call}-${when}`;
-    const other = `${cluster.folder}/${name}.safetensors`;
-    writeTensors(other, { w: { dtype: "U8", shape: [30_000_000], data: Buffer.alloc(30_000_000, when) } });
-    const done = await cluster.mxctl(["load", other, "--model-name", name], agent);
-    await killed.tracer.stop();
-    t.equal(done.code, 0, `${call} ${when}: ${done.stderr}`);
-    t.equal(
-      await agent.python(`with agent.acquire(model_name="${name}") as held: print(set(held["w"].data))`),
-      `{${when}}`,
-      `${call} ${when}: right bytes`,
-    );
-    t.equal((await cluster.mxctl(["evict", "--model-name", name], agent)).code, 0);
-  }
-  t.ok((await agent.metric("weightline_mover_restarts_total")) >= 3, "the kills happened");
-  const evicting = await inject("unlinkat:signal=KILL:when=2");
-  t.equal((await cluster.mxctl(["evict", "--model-name", "full"], agent)).code, 0);
-  await evicting.tracer.stop();
-  for (
-    let i = 0;
-    i < 50 &&
-    (await agent.client.status({})).holdings.some(({ identities }) => identities[0]?.identity?.modelName === "full");
-    i++
-  ) {
-    await sleep(100);
-  }
-  t.notOk(
-    (await agent.client.status({})).holdings.some(({ identities }) => identities[0]?.identity?.modelName === "full"),
-    "the next mover went on with the eviction",
-  );
-});

@@ -193,10 +193,18 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
       } catch (error) {
         signal.throwIfAborted();
         const holders = remembered.get(key);
+        const known = fromRpcError(error);
+        if (holders === undefined && known.code === "Refused") {
+          throw new WeightlineError("Refused", `the control plane cannot look up ${label}: ${known.message}`, {
+            field: "--control-plane",
+            wayOut: "upgrade the control plane, or load the model on this node",
+            cause: error,
+          });
+        }
         if (holders === undefined) {
           throw new WeightlineError(
             "Unavailable",
-            `the control plane does not answer, and no holder of ${label} is remembered here: ${fromRpcError(error).message}`,
+            `the control plane does not answer, and no holder of ${label} is remembered here: ${known.message}`,
             {
               field: "--control-plane",
               wayOut: "start the control plane, or load the model on this node",

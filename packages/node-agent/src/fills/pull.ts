@@ -272,6 +272,10 @@ export function createPuller(options: PullerOptions): Puller {
     if (!["Unavailable", "NotFound", "DeadlineExceeded", "Refused", "PermissionDenied"].includes(known.code)) {
       return false;
     }
+    // What two builds cannot do together, waiting does not change; an epoch is another one after the next look.
+    if (known.code === "Refused" && known.field !== "epoch") {
+      state.refused.add(candidate.node);
+    }
     log.warn({ node: candidate.node, error: known.message }, "left this peer");
     options.onFallback(known.code.replace(/(?!^)[A-Z]/g, "_$&").toLowerCase());
     return true;
@@ -305,8 +309,12 @@ export function createPuller(options: PullerOptions): Puller {
         ? chooseObject(trusted)
         : orderHolders(trusted.filter((candidate) => matches(candidate, target)));
     state.seen ||= right.length > 0;
+    if (right.length > 0 && right.every(({ node: name }) => state.refused.has(name)) && state.failure !== undefined) {
+      throw state.failure;
+    }
     const now = performance.now();
-    const candidate = right.find(({ node: name }) => (state.resting.get(name) ?? 0) <= now) ?? right[0];
+    const able = right.filter(({ node: name }) => !state.refused.has(name));
+    const candidate = able.find(({ node: name }) => (state.resting.get(name) ?? 0) <= now) ?? able[0];
     if (candidate === undefined) {
       // What was begun belongs to an object that nobody has any more: another one may be there.
       if (started !== undefined && trusted.length > 0) {
@@ -357,6 +365,7 @@ export function createPuller(options: PullerOptions): Puller {
         seen: false,
         resting: new Map(),
         parents: new Set(),
+        refused: new Set(),
         beginnings: 0,
       };
       let patienceEnds = performance.now() + PATIENCE_MS;
@@ -415,6 +424,8 @@ interface PullState {
   seen: boolean;
   /** Peers that failed, and until when they are asked last. */
   resting: Map<string, number>;
+  /** Peers that this agent cannot read from, whatever they hold: versions, digests. */
+  refused: Set<string>;
   /** Peers that gave a part of `holding`. */
   parents: Set<string>;
   /** Times that a holding was thrown away. */

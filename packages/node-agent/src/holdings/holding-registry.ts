@@ -48,11 +48,20 @@ export function createHoldingRegistry(store: StoreFolder): HoldingRegistry {
     }
   };
 
-  const save = (holding: Holding): Promise<void> => {
+  /** Writes what `make` gives when it is its turn; the holding's own record by default. */
+  const save = (holding: Holding, make = () => holding.record): Promise<void> => {
     const before = writes.get(holding.id) ?? Promise.resolve();
     const write = before
       .catch(() => undefined)
-      .then(() => writeRecord(store.holdingFolder(holding.id), holding.record));
+      .then(async () => {
+        const { state } = holding.record;
+        const record = make();
+        await writeRecord(store.holdingFolder(holding.id), record);
+        // An eviction that began meanwhile writes the record after this.
+        if (holding.record.state === state) {
+          Object.assign(holding.record, record);
+        }
+      });
     writes.set(holding.id, write);
     return write;
   };
@@ -106,9 +115,25 @@ export function createHoldingRegistry(store: StoreFolder): HoldingRegistry {
           `holding ${holding.id} is ${holding.record.state}: "${event}" cannot happen to it`,
         );
       }
-      holding.record.state = next;
-      change?.(holding.record);
-      await save(holding);
+      if (next === "complete") {
+        // What others are told must survive a kill: nobody attaches it before the record says so.
+        await save(holding, () => {
+          if (nextState(holding.record.state, event) !== next) {
+            return holding.record;
+          }
+          const record = { ...holding.record, state: next };
+          change?.(record);
+          return record;
+        });
+        if (holding.record.state !== next) {
+          throw new WeightlineError("Cancelled", `holding ${holding.id} is ${holding.record.state} by now`);
+        }
+      } else {
+        // The other way round: nobody attaches what is on its way out.
+        holding.record.state = next;
+        change?.(holding.record);
+        await save(holding);
+      }
       changed();
     },
     async addIdentity(holding, named) {

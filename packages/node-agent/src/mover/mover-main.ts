@@ -21,8 +21,19 @@ function start(options: MoverOptions): MoverHandle | undefined {
 native.dieWithParent(process.ppid);
 let mover: MoverHandle | undefined;
 process.on("message", (message: ToMover) => {
-  if ("start" in message) {
-    mover = message.version === CHANNEL_VERSION ? start(message.start) : undefined;
+  if (message.version !== CHANNEL_VERSION) {
+    // The files under a running agent were replaced by another version's.
+    send({
+      failed: {
+        code: "Refused",
+        message: `the agent speaks version ${message.version} of the mover's channel, this mover ${CHANNEL_VERSION}`,
+        field: "version",
+        value: String(message.version),
+        wayOut: "restart the agent",
+      },
+    });
+  } else if ("start" in message) {
+    mover = start(message.start);
   } else if (mover !== undefined) {
     native.moverOrder(mover, message.order);
   }

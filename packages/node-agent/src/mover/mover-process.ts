@@ -56,6 +56,8 @@ const START_TIMEOUT_MS = 10_000;
 const STOP_TIMEOUT_MS = 2000;
 const BACKOFF_MIN_MS = 100;
 const BACKOFF_MAX_MS = 5000;
+/** Movers that may be killed before the first one has ever listened. */
+const FIRST_TRIES = 5;
 /** A mover that ran so long had no fault at its start. */
 const HEALTHY_MS = 30_000;
 
@@ -129,6 +131,9 @@ class Mover implements MoverProcess {
     return this.#deaths === 0 ? "the mover is being started" : `the mover ended ${times} (${this.#lastEnd}); ${next}`;
   }
 
+  /** Settles when one listens; rejects when that is given up. */
+  ready = (): Promise<void> => this.#ready.promise;
+
   /** Spawned on the main thread: the kernel's signal to the mover comes when the thread that spawned it ends. */
   start(): Promise<void> {
     const { store, bind, lock } = this.#options;
@@ -168,7 +173,7 @@ class Mover implements MoverProcess {
       started.reject(new MoverLostError());
       const how = signal === null ? `exit code ${code}` : `killed by ${signal}`;
       this.#lastEnd = startFailure === "" ? how : startFailure;
-      this.#lost(code, signal, performance.now() - startedAt);
+      this.#lost(code, signal, startFailure, performance.now() - startedAt);
     });
     child.send(
       { version: CHANNEL_VERSION, start: { store, bind, port: this.#port } } satisfies ToMover,
@@ -199,7 +204,7 @@ class Mover implements MoverProcess {
   }
 
   /** The child is reaped: only now may the next one start, two would fill the same files. */
-  #lost(code: number | null, signal: NodeJS.Signals | null, ranMs: number): void {
+  #lost(code: number | null, signal: NodeJS.Signals | null, startFailure: string, ranMs: number): void {
     this.#child = undefined;
     const wasReady = this.#address !== "";
     this.#address = "";
@@ -211,7 +216,10 @@ class Mover implements MoverProcess {
       pending.reject(new MoverLostError());
     }
     this.#pending.clear();
-    if (this.#closed || (!wasReady && this.#restarts === 0)) {
+    // One that says what is wrong, or ends by itself before it ever listened, would only do so again.
+    const firstFailed =
+      this.#lastAddress === "" && (signal === null || startFailure !== "" || this.#deaths >= FIRST_TRIES);
+    if (this.#closed || firstFailed) {
       this.#ready.reject(new MoverLostError());
       return;
     }
@@ -290,9 +298,17 @@ class Mover implements MoverProcess {
   }
 }
 
-/** Starts the mover; throws what kept it from starting (a port that is taken, a broken addon). */
+/**
+ * Starts the mover; throws what kept it from starting (a port that is taken, a broken addon). One that is killed before it
+ * listens is followed by the next.
+ */
 export async function startMover(options: MoverProcessOptions): Promise<MoverProcess> {
   const mover = new Mover(options);
-  await mover.start();
+  await mover.start().catch((error: unknown) => {
+    if (!(error instanceof MoverLostError)) {
+      throw error;
+    }
+  });
+  await mover.ready();
   return mover;
 }

@@ -84,6 +84,12 @@ function codeOf(rpcCode: Code): ErrorCode {
 
 function fromDetail(message: string, rpcCode: Code, detail: ErrorDetail | undefined, cause: unknown): WeightlineError {
   const code = detail !== undefined && isErrorCode(detail.code) ? detail.code : codeOf(rpcCode);
+  if (detail === undefined && rpcCode === Code.Unimplemented) {
+    return new WeightlineError("Refused", `the other side is older and does not have this call: ${message}`, {
+      wayOut: "upgrade it",
+      cause,
+    });
+  }
   const { field, value, limit, wayOut, near } = detail ?? {};
   return new WeightlineError(code, message, { field, value, limit, wayOut, near, cause });
 }

@@ -9,6 +9,7 @@ export type {
   EvictOrder,
   GrantOrder,
   LoadOrder,
+  LocalListenerHandle,
   MoverHandle,
   MoverOptions,
   MoverOrder,

@@ -30,6 +30,11 @@ export interface EvictorOptions {
 
 const RETRY_MS = 500;
 
+/** Nobody that the agent knows of uses it. */
+function isIdle({ record, leases, readers }: Holding): boolean {
+  return record.state === "complete" && leases === 0 && readers === 0;
+}
+
 export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill, revoke }: EvictorOptions): Evictor {
   /** Evictions that wait for the last user, by holding. */
   const running = new Map<string, Promise<number>>();
@@ -72,7 +77,7 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
     }
   };
 
-  const tryFree = async (holding: Holding): Promise<boolean> => {
+  const freeIfUnused = async (holding: Holding): Promise<boolean> => {
     try {
       // The mover looks whether anybody has it mapped, and deletes it in the same breath.
       await mover.order({ kind: "evict", holdingId: holding.id, onlyIfFree: true });
@@ -87,6 +92,21 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
     return true;
   };
 
+  const tryFree = async (holding: Holding): Promise<boolean> => {
+    if (!isIdle(holding) || holding.freeing !== undefined) {
+      return false;
+    }
+    revoke(holding);
+    const ended = Promise.withResolvers<void>();
+    holding.freeing = ended.promise;
+    try {
+      return await freeIfUnused(holding);
+    } finally {
+      holding.freeing = undefined;
+      ended.resolve();
+    }
+  };
+
   return {
     async evict(holding, patienceMs) {
       const eviction = begin(holding);
@@ -98,12 +118,11 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
       return freed === undefined ? { freedBytes: 0, pending: true } : { freedBytes: freed, pending: false };
     },
     async makeRoom(bytes, except) {
-      const idle = registry
-        .all()
-        .filter(
-          (holding) =>
-            holding !== except && holding.record.state === "complete" && holding.leases === 0 && holding.readers === 0,
-        );
+      const idle = registry.all().filter((holding) => holding !== except && isIdle(holding));
+      // Where all of it would not be enough, nothing is taken from anybody.
+      if (idle.reduce((sum, { charge }) => sum + charge, 0) < bytes) {
+        return false;
+      }
       const elsewhere = new Map(
         await Promise.all(idle.map(async (holding) => [holding.id, await heldElsewhere(holding)] as const)),
       );
@@ -114,8 +133,7 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
           break;
         }
         const { charge } = holding;
-        revoke(holding);
-        if (holding.leases === 0 && (await tryFree(holding))) {
+        if (await tryFree(holding)) {
           freed += charge;
         }
       }

@@ -19,6 +19,8 @@ export interface Holding {
   leases: number;
   /** Children that read it now. */
   readers: number;
+  /** Settles when an attempt to evict it unasked has ended, with or without it; meanwhile it is not leased. */
+  freeing?: Promise<void> | undefined;
 }
 
 /** mx_source_id and rank as one key. */

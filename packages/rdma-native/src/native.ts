@@ -396,7 +396,7 @@ export interface NativeModule {
   /**
    * Listens on `path` (SOCK_STREAM, mode 0666) on a native thread. An old socket file there is replaced; the caller has made
    * sure that no live server has it. Each connection's descriptor is the callee's to close; they come on the JavaScript
-   * thread, callers by turns, and those that were left meanwhile do not come.
+   * thread, callers by turns. Those that were left meanwhile do not come, or as -1.
    */
   createLocalListener(path: string, onConnection: (descriptor: number) => void): LocalListenerHandle;
   /** Stops the thread, closes and unlinks the socket, and closes what was not taken. Idempotent. */

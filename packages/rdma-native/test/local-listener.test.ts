@@ -24,6 +24,9 @@ function listen(t: Test, answer = true): Listening {
   const path = newPath();
   const pids: number[] = [];
   const handle = native.createLocalListener(path, (descriptor) => {
+    if (descriptor < 0) {
+      return;
+    }
     try {
       const peer = native.peerProcess(descriptor);
       pids.push(peer.pid);

@@ -42,7 +42,9 @@ export function createAcquirer(registry: HoldingRegistry, board: FillBoard<Holdi
       }
       const onEnd = onBegin?.();
       const fill = board.start(key, (report, signal) => heldOrPulled(wanted, report, signal));
-      fill.done.then(onEnd, onEnd);
+      if (onEnd !== undefined) {
+        fill.done.then(onEnd, onEnd);
+      }
       return { fill, outcome: "received" };
     },
   };

@@ -7,7 +7,7 @@ export const POD_CONNECTIONS_MAX = 16;
 /** Calls whose answer is not sent yet. HTTP/1.1 pipelining reaches it on few connections. */
 export const POD_CALLS_MAX = 64;
 /** Refused calls in a row after which a connection is closed. */
-export const REFUSALS_MAX = 64;
+export const REFUSALS_MAX = 16;
 /** Fills that a pod's calls began and that still run, whether it waits for them or not. */
 export const POD_FILLS_MAX = 64;
 export const POD_LEASES_MAX = 4096;
@@ -23,6 +23,8 @@ export const IDENTITY_MAX_BYTES = 64 * 1024;
 export const NAME_MAX_BYTES = 512;
 /** A request must have come whole within this time of its connection's or its predecessor's end. */
 export const REQUEST_TIMEOUT_MS = 10_000;
+/** A connection that had an answer may be silent for so long. */
+export const KEEP_ALIVE_MS = 72_000;
 /** Answers that wait for their reader, of one connection. */
 export const WAITING_MAX_BYTES = 8 * 1024 * 1024;
 /**

@@ -1,5 +1,5 @@
 import { mkdir, unlink } from "node:fs/promises";
-import type { IncomingMessage } from "node:http";
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { connect, Socket } from "node:net";
 import { dirname } from "node:path";
 import { createContextValues } from "@connectrpc/connect";
@@ -16,7 +16,7 @@ import {
 import fastify from "fastify";
 import { callerKey } from "./caller.ts";
 import { type ConnectionsOptions, createConnections } from "./connections.ts";
-import { FAREWELL_MS, MESSAGE_MAX_BYTES, REQUEST_TIMEOUT_MS, SWEEP_INTERVAL_MS } from "./limits.ts";
+import { FAREWELL_MS, KEEP_ALIVE_MS, MESSAGE_MAX_BYTES, REQUEST_TIMEOUT_MS, SWEEP_INTERVAL_MS } from "./limits.ts";
 
 export interface LocalServerOptions extends Omit<ConnectionsOptions, "log"> {
   path: string;
@@ -74,29 +74,40 @@ const ENVELOPE_BYTES = 5;
 export async function startLocalServer(options: LocalServerOptions): Promise<LocalServer> {
   const { path, log } = options;
   const stopping = new AbortController();
-  const server = fastify({
-    bodyLimit: MESSAGE_MAX_BYTES,
-    connectionTimeout: 0,
-    requestTimeout: REQUEST_TIMEOUT_MS,
-    http: { connectionsCheckingInterval: SWEEP_INTERVAL_MS },
-    exposeHeadRoutes: false,
-  });
-  // Node takes the smaller of both for the headers, and the larger for the whole.
-  server.server.headersTimeout = REQUEST_TIMEOUT_MS;
   const connections = createConnections({
     leases: options.leases,
     log: options.strangers,
     onRefusal: options.onRefusal,
   });
-  server.addHook("onRequest", async (request, reply) => {
-    const refused =
-      connections.begin(request.raw.socket, reply.raw) ?? unaddressed(request.raw) ?? oversized(request.raw);
-    if (refused !== undefined) {
-      reply.hijack();
-      refuseLocalCall(request.raw, reply.raw, refused);
-      return;
+  /** What must be refused costs no more than that. */
+  const refused = (request: IncomingMessage, response: ServerResponse): boolean => {
+    const reason = connections.begin(request.socket, response) ?? unaddressed(request) ?? oversized(request);
+    if (reason !== undefined) {
+      refuseLocalCall(request, response, reason);
     }
-    await connections.turn(request.raw.socket);
+    return reason !== undefined;
+  };
+  let http = createServer();
+  const server = fastify({
+    bodyLimit: MESSAGE_MAX_BYTES,
+    exposeHeadRoutes: false,
+    serverFactory(handle) {
+      http = createServer(
+        {
+          requestTimeout: REQUEST_TIMEOUT_MS,
+          // Node takes the smaller of both for the headers, and the larger for the whole.
+          headersTimeout: REQUEST_TIMEOUT_MS,
+          keepAliveTimeout: KEEP_ALIVE_MS,
+          connectionsCheckingInterval: SWEEP_INTERVAL_MS,
+        },
+        (request, response) => {
+          if (!refused(request, response)) {
+            connections.turn(request.socket).then(() => handle(request, response));
+          }
+        },
+      );
+      return http;
+    },
   });
   await mountLocalRpc(server, {
     routes: [options.route],
@@ -113,11 +124,14 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
   });
   await server.ready();
   // Node's server gets connections from ours and listens nowhere: this makes it look after their timeouts all the same.
-  server.server.emit("listening");
+  http.emit("listening");
   const listener = native.createLocalListener(path, (descriptor) => {
+    if (descriptor < 0) {
+      return;
+    }
     const socket = new Socket({ fd: descriptor, readable: true, writable: true, allowHalfOpen: true });
     if (connections.admit(socket)) {
-      server.server.emit("connection", socket);
+      http.emit("connection", socket);
     }
   });
   return {

@@ -30,11 +30,6 @@ constexpr std::chrono::milliseconds kNoDescriptorPause{10};
 // Before those who connect, where that is allowed (CAP_SYS_NICE): while it waits for a core they would fill the kernel's queue.
 constexpr int kNice = -10;
 
-bool hungUp(int socket) {
-  pollfd entry{socket, 0, 0};
-  return ::poll(&entry, 1, 0) == 1;
-}
-
 // Whose turn a process shares: its container's in a pod, else its own.
 std::string keyOf(pid_t pid) {
   const std::string cgroup = cgroupOf(pid);
@@ -43,6 +38,11 @@ std::string keyOf(pid_t pid) {
 }
 
 }  // namespace
+
+bool hungUp(int socket) {
+  pollfd entry{socket, 0, 0};
+  return ::poll(&entry, 1, 0) == 1;
+}
 
 LocalListener::LocalListener(std::string path, std::function<void(Descriptor)> onConnection)
     : onConnection_(std::move(onConnection)), file_(std::move(path), SOCK_STREAM, kBacklog), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),

@@ -25,6 +25,9 @@ inline constexpr size_t kMaxWaitingConnections = 512;
 // Handed over and not taken yet: the event loop is given no more at a time than it can look at between other work.
 inline constexpr size_t kMaxHandedConnections = 2;
 
+// True when the other end has closed the connection.
+bool hungUp(int socket);
+
 // One thread that accepts faster than anybody connects, so that the kernel's queue is never full of one caller's
 // connections. Those that wait are handed over in turn, caller by caller; one that was left meanwhile costs nothing more.
 class LocalListener {

@@ -32,7 +32,7 @@ Napi::Value createLocalListener(const Napi::CallbackInfo& info) {
     auto handle = std::make_shared<LocalListenerHandle>();
     const auto toNumber = [raw = handle.get()](Napi::Env env, Descriptor& socket) -> Napi::Value {
       if (raw->listener) raw->listener->taken();
-      return Napi::Number::New(env, socket.release());
+      return Napi::Number::New(env, hungUp(socket.get()) ? -1 : socket.release());
     };
     handle->connections = std::make_shared<EventSource<Descriptor>>(info.Env(), info[1].As<Napi::Function>(), "local connections", toNumber);
     handle->listener = std::make_unique<LocalListener>(

@@ -9,6 +9,7 @@ const BENCHES: Record<string, () => Promise<{ run: (runs: number) => Promise<Ben
   restart: () => import("./restart.ts"),
   idle: () => import("./idle.ts"),
   digest: () => import("./digest.ts"),
+  hostile: () => import("./hostile.ts"),
 };
 const RUNS = 5;
 

@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { NodeState } from "@weightline/proto/common";
+import { HoldingState, NodeState } from "@weightline/proto/common";
 import { WorkerService } from "@weightline/proto/p2p";
 import { PeerService } from "@weightline/proto/peer";
 import { type DescriptorServerHandle, type MoverReport, native } from "@weightline/rdma-native";
@@ -19,12 +19,13 @@ import {
 import { type AgentConfiguration, DESCRIPTOR_SOCKET_SUFFIX } from "./configuration.ts";
 import { createDirectoryClient, type DirectoryClient } from "./directory/directory-client.ts";
 import { createAcquirer } from "./fills/acquirer.ts";
+import { matches, targetOf } from "./fills/candidates.ts";
 import { createFillBoard } from "./fills/fill-board.ts";
 import { createLoader, type Loaded } from "./fills/load.ts";
 import { createPuller } from "./fills/pull.ts";
 import { wantedFrom } from "./fills/wanted.ts";
 import { createEvictor } from "./holdings/evictor.ts";
-import { type Holding, keyOf, modelNameOf } from "./holdings/holding.ts";
+import { type Holding, keyOf, modelNameOf, toMessage } from "./holdings/holding.ts";
 import { createHoldingRegistry } from "./holdings/holding-registry.ts";
 import { createMemoryAccount } from "./holdings/memory-account.ts";
 import { recover } from "./holdings/recovery.ts";
@@ -62,6 +63,8 @@ const STOP_GRACE_MS = 2000;
 /** Lines in the log of one kind that pods can cause at will. */
 const STRANGER_LINES_MAX = 10;
 const STRANGER_PERIOD_MS = 10_000;
+/** How long other nodes are asked what they hold before something is evicted. */
+const HELD_ELSEWHERE_TIMEOUT_MS = 1000;
 /** contract.md: seconds that stock clients give a transfer. */
 const TRANSFER_TIMEOUT_S = 300;
 
@@ -248,15 +251,21 @@ async function start(
   });
   agentMetrics.observe({ registry, account, leases, transfers, offers });
 
-  /** True when the directory knows another node that holds the same object whole. */
+  /** True when another node says, now, that it holds the same object whole. */
   async function heldElsewhere(holding: Holding): Promise<boolean> {
     const [named] = holding.record.identities;
     if (named === undefined) {
       return false;
     }
-    const signal = AbortSignal.timeout(1000);
-    const holders = await directory.lookup(wantedFrom(named), signal).catch(() => []);
-    return holders.some(({ node: name }) => name !== node);
+    const wanted = wantedFrom(named);
+    const signal = AbortSignal.timeout(HELD_ELSEWHERE_TIMEOUT_MS);
+    const holders = await directory.lookup(wanted, signal).catch(() => []);
+    const others = holders.filter(({ node: name }) => name !== node);
+    const found = await Promise.all(others.map((holder) => peers.find(holder, wanted, signal)));
+    const target = targetOf(toMessage(holding));
+    return found
+      .flat()
+      .some((one) => one.node !== node && one.holding.state === HoldingState.COMPLETE && matches(one, target));
   }
 
   const fillAgain = (holding: Holding) => {

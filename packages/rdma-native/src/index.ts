@@ -14,6 +14,7 @@ export type {
   GivenMemory,
   GrantOrder,
   LoadOrder,
+  LocalListenerHandle,
   MoverHandle,
   MoverOptions,
   MoverOrder,

@@ -21,6 +21,8 @@ export type StoreViewHandle = Handle<"store-view">;
 export type ProcessHandle = Handle<"process">;
 /** The socket that hands descriptors to pods. */
 export type DescriptorServerHandle = Handle<"descriptor-server">;
+/** The listening socket of the local API. */
+export type LocalListenerHandle = Handle<"local-listener">;
 /** The threads that move bytes; one per mover process. */
 export type MoverHandle = Handle<"mover">;
 
@@ -469,4 +471,15 @@ export interface NativeModule {
   moverOrder(mover: MoverHandle, order: MoverOrder): void;
   /** Cancels what runs and joins all threads. Idempotent. */
   closeMover(mover: MoverHandle): void;
+
+  // The local API's socket
+
+  /**
+   * Listens on `path` (SOCK_STREAM, mode 0666) on a native thread. An old socket file there is replaced; the caller has made
+   * sure that no live server has it. Each connection's descriptor is the callee's to close; they come on the JavaScript
+   * thread, callers by turns. Those that were left meanwhile do not come, or as -1.
+   */
+  createLocalListener(path: string, onConnection: (descriptor: number) => void): LocalListenerHandle;
+  /** Stops the thread, closes and unlinks the socket, and closes what was not taken. Idempotent. */
+  closeLocalListener(listener: LocalListenerHandle): void;
 }

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import struct
+import time
 from typing import Any, Dict, Generator, Iterable, List, Optional, Tuple
 
 from .errors import Corrupt, DeadlineExceeded, Error, ResourceExhausted, Unavailable, from_connect, from_refusal
@@ -17,6 +18,7 @@ SERVICE = "/weightline.local.v1.AgentService/"
 _END_OF_STREAM = 2
 _MESSAGE_MAX_BYTES = 64 << 20
 _DESCRIPTOR_TIMEOUT_S = 10.0
+_QUEUE_PAUSE_S = 0.002
 # What the kernel passes with one message (SCM_MAX_FD).
 _DESCRIPTORS_PER_MESSAGE = 253
 # What a call ends with when the other side is no agent, or one no more.
@@ -35,8 +37,17 @@ class _UnixConnection(http.client.HTTPConnection):
 def _connect(path: str, kind: int, timeout: Optional[float]) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, kind)
     sock.settimeout(timeout)
+    deadline = None if timeout is None else time.monotonic() + timeout
     try:
-        sock.connect(path)
+        while True:
+            try:
+                sock.connect(path)
+                break
+            except BlockingIOError:
+                # The queue of those who connect is full: a moment, as a socket without a timeout would wait.
+                if deadline is not None and time.monotonic() > deadline:
+                    raise
+                time.sleep(_QUEUE_PAUSE_S)
     except OSError as error:
         sock.close()
         raise unreachable(path, error) from error

@@ -28,6 +28,8 @@ export interface Holding {
   suspect: boolean;
   /** Times that it was mended: peers that had left it for wrong bytes may try it again. */
   repairs: number;
+  /** Settles when an attempt to evict it unasked has ended, with or without it; meanwhile it is not leased. */
+  freeing?: Promise<void> | undefined;
 }
 
 /** mx_source_id and rank as one key. */

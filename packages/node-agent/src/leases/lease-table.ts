@@ -103,8 +103,9 @@ export function createLeaseTable(registry: HoldingRegistry, log: BoundedLog): Le
   };
 
   const checkHolding = (holding: Holding) => {
-    if (holding.record.state !== "complete") {
-      throw new WeightlineError("Unavailable", `holding ${holding.id} is ${holding.record.state}`, {
+    if (holding.record.state !== "complete" || holding.freeing !== undefined) {
+      const state = holding.freeing === undefined ? holding.record.state : "about to be evicted";
+      throw new WeightlineError("Unavailable", `holding ${holding.id} is ${state}`, {
         field: "holding",
         value: holding.id,
         wayOut: "acquire it again",

@@ -1,5 +1,6 @@
 import { type ServerResponse, STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
 import { native } from "@weightline/rdma-native";
 import { type BoundedLog, toWeightlineError, unaryAnswer, WeightlineError } from "@weightline/runtime";
 import type { LeaseOwner, LeaseTable } from "../leases/lease-table.ts";
@@ -11,9 +12,11 @@ import {
   POD_CALLS_MAX,
   POD_CONNECTIONS_MAX,
   POD_FILLS_MAX,
+  REFUSALS_MAX,
   SWEEP_INTERVAL_MS,
   WAITING_MAX_BYTES,
 } from "./limits.ts";
+import { createTurns } from "./turns.ts";
 
 /** Why a local caller was turned away; the metric's label. */
 export type Refusal = "connections" | "calls" | "unread";
@@ -29,9 +32,12 @@ export interface Connections {
   /** Takes a new socket in, or turns it away with words. False: it is taken care of. */
   admit(socket: Socket): boolean;
   callerOf(socket: Socket): Caller | undefined;
-  /** A call began; it ends with its response. Returns why it must be refused, if it must. */
+  /** A call began; it ends with its response. Returns why it must be refused, if it must; its connection may be closed then. */
   begin(socket: Socket, response: ServerResponse): WeightlineError | undefined;
-  stop(): void;
+  /** Settles when the call may go on: those who call at once do by turns, one call of each group after another. */
+  turn(socket: Socket): Promise<void>;
+  /** Closes those without a call, and after `graceMs` the others. */
+  stop(graceMs: number): Promise<void>;
 }
 
 interface Connection {
@@ -40,6 +46,8 @@ interface Connection {
   readonly group: Group;
   /** Answers that are not sent yet. */
   readonly calls: Set<ServerResponse>;
+  /** Calls refused since the last one that was not. */
+  refusals: number;
   /** Bytes that its reader had taken at the last look, and when they last grew. */
   takenBytes: number;
   takenAt: number;
@@ -59,6 +67,9 @@ interface Group extends CallerGroup {
 /** Key of those whose process the kernel does not tell. */
 const UNKNOWN = "a process that is not known";
 
+/** How often a stop looks whether the last answers are out. */
+const STOP_LOOK_MS = 10;
+
 /** Node keeps a socket's descriptor here; there is no public name for it. */
 function descriptorOf(socket: Socket): number {
   const handle = (socket as unknown as { _handle?: { fd?: number } })._handle;
@@ -76,6 +87,7 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
   native.closeProcess(self.process);
   const bySocket = new Map<Socket, Connection>();
   const groups = new Map<string, Group>();
+  const turns = createTurns<Group>();
   let sweep: NodeJS.Timeout | undefined;
 
   const groupOf = (key: string): Group => {
@@ -118,6 +130,7 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
       caller: { owner, role, group, closed: closed.signal },
       group,
       calls: new Set(),
+      refusals: 0,
       takenBytes: 0,
       takenAt: performance.now(),
       leave() {
@@ -236,6 +249,10 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
         return false;
       }
     },
+    turn(socket) {
+      const group = bySocket.get(socket)?.group;
+      return group === undefined ? Promise.resolve() : turns.wait(group);
+    },
     callerOf: (socket) => bySocket.get(socket)?.caller,
     begin(socket, response) {
       const connection = bySocket.get(socket);
@@ -246,8 +263,13 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
       if (group.calls >= POD_CALLS_MAX) {
         onRefusal("calls");
         log.warn({ caller: group.key, limit: POD_CALLS_MAX }, "refused a local call");
+        connection.refusals += 1;
+        if (connection.refusals >= REFUSALS_MAX) {
+          socket.destroy();
+        }
         return tooMany(group, "calls", group.calls, POD_CALLS_MAX, "wait for one of its calls to end");
       }
+      connection.refusals = 0;
       group.calls += 1;
       calls.add(response);
       response.once("close", () => {
@@ -257,7 +279,16 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
       });
       return undefined;
     },
-    stop() {
+    async stop(graceMs) {
+      const end = performance.now() + graceMs;
+      while (bySocket.size > 0) {
+        for (const { socket, calls } of [...bySocket.values()]) {
+          if (calls.size === 0 || performance.now() >= end) {
+            socket.destroy();
+          }
+        }
+        await sleep(STOP_LOOK_MS);
+      }
       clearInterval(sweep);
     },
   };

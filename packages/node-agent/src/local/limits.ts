@@ -6,6 +6,8 @@ export const MESSAGE_MAX_BYTES = 4 * 1024 * 1024;
 export const POD_CONNECTIONS_MAX = 16;
 /** Calls whose answer is not sent yet. HTTP/1.1 pipelining reaches it on few connections. */
 export const POD_CALLS_MAX = 64;
+/** Refused calls in a row after which a connection is closed. */
+export const REFUSALS_MAX = 16;
 /** Fills that a pod's calls began and that still run, whether it waits for them or not. */
 export const POD_FILLS_MAX = 64;
 /** Offers that a pod fills at once. */
@@ -25,9 +27,14 @@ export const IDENTITY_MAX_BYTES = 64 * 1024;
 export const NAME_MAX_BYTES = 512;
 /** A request must have come whole within this time of its connection's or its predecessor's end. */
 export const REQUEST_TIMEOUT_MS = 10_000;
+/** A connection that had an answer may be silent for so long. */
+export const KEEP_ALIVE_MS = 72_000;
 /** Answers that wait for their reader, of one connection. */
 export const WAITING_MAX_BYTES = 8 * 1024 * 1024;
-/** A reader that takes no byte for so long, while some wait, is gone. */
+/**
+ * A reader that takes nothing for so long, while some wait, is gone. The kernel lets the agent write on when three quarters
+ * of what it holds are read (150 KiB of 208): so much is asked in this time.
+ */
 export const DRAIN_TIMEOUT_MS = 5000;
 /** How often connections are looked at for both. */
 export const SWEEP_INTERVAL_MS = 1000;

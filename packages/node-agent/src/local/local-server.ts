@@ -1,8 +1,9 @@
-import { chmod, mkdir, unlink } from "node:fs/promises";
-import type { IncomingMessage } from "node:http";
-import { connect, type Socket } from "node:net";
+import { mkdir, unlink } from "node:fs/promises";
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import { connect, Socket } from "node:net";
 import { dirname } from "node:path";
 import { createContextValues } from "@connectrpc/connect";
+import { native } from "@weightline/rdma-native";
 import {
   type BoundedLog,
   type Logger,
@@ -15,7 +16,7 @@ import {
 import fastify from "fastify";
 import { callerKey } from "./caller.ts";
 import { type ConnectionsOptions, createConnections } from "./connections.ts";
-import { MESSAGE_MAX_BYTES, REQUEST_TIMEOUT_MS, SWEEP_INTERVAL_MS } from "./limits.ts";
+import { FAREWELL_MS, KEEP_ALIVE_MS, MESSAGE_MAX_BYTES, REQUEST_TIMEOUT_MS, SWEEP_INTERVAL_MS } from "./limits.ts";
 
 export interface LocalServerOptions extends Omit<ConnectionsOptions, "log"> {
   path: string;
@@ -73,36 +74,40 @@ const ENVELOPE_BYTES = 5;
 export async function startLocalServer(options: LocalServerOptions): Promise<LocalServer> {
   const { path, log } = options;
   const stopping = new AbortController();
-  const server = fastify({
-    bodyLimit: MESSAGE_MAX_BYTES,
-    forceCloseConnections: true,
-    connectionTimeout: 0,
-    requestTimeout: REQUEST_TIMEOUT_MS,
-    http: { connectionsCheckingInterval: SWEEP_INTERVAL_MS },
-    exposeHeadRoutes: false,
-  });
-  // Node takes the smaller of both for the headers, and the larger for the whole.
-  server.server.headersTimeout = REQUEST_TIMEOUT_MS;
   const connections = createConnections({
     leases: options.leases,
     log: options.strangers,
     onRefusal: options.onRefusal,
   });
-  // Only admitted sockets become HTTP connections.
-  const [serve] = server.server.listeners("connection");
-  server.server.removeAllListeners("connection");
-  server.server.on("connection", (socket: Socket) => {
-    if (connections.admit(socket)) {
-      serve?.call(server.server, socket);
+  /** What must be refused costs no more than that. */
+  const refused = (request: IncomingMessage, response: ServerResponse): boolean => {
+    const reason = connections.begin(request.socket, response) ?? unaddressed(request) ?? oversized(request);
+    if (reason !== undefined) {
+      refuseLocalCall(request, response, reason);
     }
-  });
-  server.addHook("onRequest", async (request, reply) => {
-    const refused =
-      connections.begin(request.raw.socket, reply.raw) ?? unaddressed(request.raw) ?? oversized(request.raw);
-    if (refused !== undefined) {
-      reply.hijack();
-      refuseLocalCall(request.raw, reply.raw, refused);
-    }
+    return reason !== undefined;
+  };
+  let http = createServer();
+  const server = fastify({
+    bodyLimit: MESSAGE_MAX_BYTES,
+    exposeHeadRoutes: false,
+    serverFactory(handle) {
+      http = createServer(
+        {
+          requestTimeout: REQUEST_TIMEOUT_MS,
+          // Node takes the smaller of both for the headers, and the larger for the whole.
+          headersTimeout: REQUEST_TIMEOUT_MS,
+          keepAliveTimeout: KEEP_ALIVE_MS,
+          connectionsCheckingInterval: SWEEP_INTERVAL_MS,
+        },
+        (request, response) => {
+          if (!refused(request, response)) {
+            connections.turn(request.socket).then(() => handle(request, response));
+          }
+        },
+      );
+      return http;
+    },
   });
   await mountLocalRpc(server, {
     routes: [options.route],
@@ -117,12 +122,23 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
       );
     },
   });
-  await server.listen({ path });
-  await chmod(path, 0o666);
+  await server.ready();
+  // Node's server gets connections from ours and listens nowhere: this makes it look after their timeouts all the same.
+  http.emit("listening");
+  const listener = native.createLocalListener(path, (descriptor) => {
+    if (descriptor < 0) {
+      return;
+    }
+    const socket = new Socket({ fd: descriptor, readable: true, writable: true, allowHalfOpen: true });
+    if (connections.admit(socket)) {
+      http.emit("connection", socket);
+    }
+  });
   return {
     async stop() {
       stopping.abort(new WeightlineError("Unavailable", "the agent stops", { wayOut: "try again when it is back" }));
-      connections.stop();
+      native.closeLocalListener(listener);
+      await connections.stop(FAREWELL_MS);
       await server.close();
     },
   };

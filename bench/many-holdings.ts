@@ -15,7 +15,9 @@ export async function run(runs: number): Promise<BenchResult> {
     let agent = await cluster.startAgent("a");
     for (let i = 0; i < HOLDINGS; i++) {
       const path = `${cluster.folder}/m.safetensors`;
-      writeTensors(path, { w: { dtype: "U8", shape: [1000], data: Buffer.alloc(1000, String(i)) } });
+      const data = Buffer.alloc(1000);
+      data.writeUInt32LE(i);
+      writeTensors(path, { w: { dtype: "U8", shape: [1000], data } });
       for await (const _ of agent.client.load({ path, modelName: `m${i}` })) {
         // Progress.
       }

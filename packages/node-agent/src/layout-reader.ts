@@ -89,16 +89,18 @@ export async function readLayoutHeader(folder: string): Promise<LayoutHeader> {
   const file = await open(`${folder}/layout`);
   try {
     const hash = createHash("sha256");
+    const buffer = Buffer.allocUnsafe(Math.max(1, Math.min(READ_BYTES, (await file.stat()).size)));
     const pieces: Buffer[] = [];
     let wanted = PREAMBLE_BYTES;
     let size = 0;
-    for await (const piece of file.createReadStream({ highWaterMark: READ_BYTES, autoClose: false })) {
+    for (let n = -1; n !== 0; size += n) {
+      n = (await file.read(buffer, 0, buffer.length, size)).bytesRead;
+      const piece = buffer.subarray(0, n);
       hash.update(piece);
-      if (size < wanted) {
-        pieces.push(piece);
+      if (n > 0 && size < wanted) {
+        pieces.push(Buffer.from(piece));
         wanted = PREAMBLE_BYTES + headerBytesOf(Buffer.concat(pieces));
       }
-      size += piece.length;
     }
     const { raw } = parse(Buffer.concat(pieces));
     return {

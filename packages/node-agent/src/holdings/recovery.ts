@@ -36,6 +36,8 @@ export interface Recovered {
 
 /** How long the start waits for the memory of one that is on its way out; a process may have it mapped for ever. */
 const EVICT_PATIENCE_MS = 2000;
+/** One check waits for the mover's answer most of its time. */
+const CHECKS_AT_ONCE = 8;
 const BLOCK_BYTES = 512;
 /** What a crash between writing and renaming leaves in a holding's folder. */
 const HALF_WRITTEN = ["record.json.new", "layout.new"];
@@ -245,22 +247,20 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
     );
   }
 
-  for (const { holding, step } of usable) {
-    if (registry.get(holding.id) === undefined) {
-      continue;
+  const left = usable.filter(({ holding }) => registry.get(holding.id) !== undefined);
+  const complete = left.flatMap(({ holding, step }) => (step === "check" ? [holding] : [])).values();
+  const checkers = Array.from({ length: CHECKS_AT_ONCE }, async () => {
+    for (const holding of complete) {
+      await check(holding);
     }
-    switch (step) {
-      case "check":
-        await check(holding);
-        break;
-      case "refill":
-        options.resume(holding);
-        break;
-      case "resume-load":
-      case "resume-transfer":
-        result.resumed += 1;
-        options.resume(holding);
-        break;
+  });
+  await Promise.all(checkers);
+  for (const { holding, step } of left) {
+    if (step === "resume-load" || step === "resume-transfer") {
+      result.resumed += 1;
+    }
+    if (step !== "check") {
+      options.resume(holding);
     }
   }
   registry.changed();

@@ -6,6 +6,7 @@ import { ModelService } from "@weightline/proto/model";
 import { NodeService } from "@weightline/proto/node";
 import { P2pService } from "@weightline/proto/p2p";
 import {
+  createFailureLog,
   createGrpcServer,
   createHealthStatus,
   createLifecycle,
@@ -92,8 +93,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
         health.route,
       ],
       onCall: (service, method, code, seconds) => rpcSeconds.observe({ service, method, code }, seconds),
-      onError: (service, method, error) =>
-        log.error({ service, method, error: toWeightlineError(error).cause ?? error }, "a call failed"),
+      onFailure: createFailureLog(log),
     });
     life.add({ name: "gRPC server", stop: (graceMs) => server.stop(graceMs) });
     let metricsPort = 0;

@@ -1,4 +1,10 @@
-import { describeError, ERROR_CODES, toWeightlineError, WeightlineError } from "@weightline/runtime";
+import {
+  describeError,
+  ERROR_CODES,
+  missingValue,
+  toWeightlineError,
+  WeightlineError,
+} from "@weightline/runtime/client";
 import { Command, CommanderError } from "commander";
 import { printable } from "./output/output.ts";
 import { type GlobalFlags, readSettings, type Settings } from "./settings.ts";
@@ -142,9 +148,26 @@ function build(run: Run): Command {
   return program;
 }
 
+/** Commander takes whatever follows as a flag's value: `--endpoint --output json` would name a host "--output". */
+function checkFlagValues(program: Command, argv: readonly string[]): void {
+  const options = [program, ...program.commands].flatMap((command) => command.options);
+  const names = new Set(options.flatMap(({ long, short }) => [long, short]));
+  const needy = new Set(options.filter(({ required }) => required).flatMap(({ long, short }) => [long, short]));
+  const end = argv.indexOf("--");
+  for (const [i, flag] of argv.slice(0, end < 0 ? argv.length : end).entries()) {
+    const next = argv[i + 1];
+    if (needy.has(flag) && next !== undefined && names.has(next.split("=")[0] ?? next)) {
+      throw missingValue(flag, next);
+    }
+  }
+}
+
 function complain(error: unknown, verbose: boolean): number {
   const known = toWeightlineError(error);
   process.stderr.write(`mxctl: ${printable(describeError(known).replaceAll("\n", " "))}\n`);
+  if (verbose && known.requestId !== "") {
+    process.stderr.write(`  request: ${printable(known.requestId)} in the log of the program that answered\n`);
+  }
   for (let cause: unknown = known.cause; verbose && cause instanceof Error; cause = cause.cause) {
     process.stderr.write(`  because: ${printable(cause.message.replaceAll("\n", " "))}\n`);
   }
@@ -164,6 +187,7 @@ export async function runMxctl(argv: readonly string[], env: NodeJS.ProcessEnv):
       program.outputHelp();
       return USAGE_EXIT;
     }
+    checkFlagValues(program, argv);
     await program.parseAsync([...argv], { from: "user" });
     return 0;
   } catch (error) {

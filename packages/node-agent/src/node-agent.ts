@@ -4,6 +4,7 @@ import { WorkerService } from "@weightline/proto/p2p";
 import { PeerService } from "@weightline/proto/peer";
 import { type DescriptorServerHandle, type MoverReport, native } from "@weightline/rdma-native";
 import {
+  createFailureLog,
   createGrpcChannel,
   createGrpcServer,
   createHealthStatus,
@@ -304,8 +305,7 @@ async function start(
       createWorkerService({ node, store, registry, leases, draining, transferTimeoutSeconds: TRANSFER_TIMEOUT_S }),
       health.route,
     ],
-    onError: (service, method, error) =>
-      log.error({ service, method, error: toWeightlineError(error).cause }, "a peer's call failed"),
+    onFailure: createFailureLog(log),
   });
   address = formatAddress({ host, port: peerServer.port });
 

@@ -1,7 +1,7 @@
 import { resolve } from "node:path";
 import { filesIdentity } from "@weightline/proto";
 import type { Holding } from "@weightline/proto/common";
-import { ERROR_CODES, formatByteSize, isErrorCode, WeightlineError } from "@weightline/runtime";
+import { ERROR_CODES, formatByteSize, isErrorCode, WeightlineError } from "@weightline/runtime/client";
 import { followAgent, withControlPlane } from "../clients.ts";
 import { print, printData, printFacts, printRows } from "../output/output.ts";
 import { createProgressDisplay } from "../output/progress.ts";

@@ -1,7 +1,8 @@
 import { enumName } from "@weightline/proto";
 import { NodeStateSchema } from "@weightline/proto/common";
 import { HealthService } from "@weightline/proto/health";
-import { createGrpcChannel, formatByteSize, fromRpcError, WeightlineError } from "@weightline/runtime";
+import { createGrpcChannel } from "@weightline/runtime/channels";
+import { formatByteSize, fromRpcError, WeightlineError } from "@weightline/runtime/client";
 import { localAgent, localError, unreachable } from "../clients.ts";
 import { print, printData, printRows } from "../output/output.ts";
 import type { Settings } from "../settings.ts";

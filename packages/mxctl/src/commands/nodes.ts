@@ -1,6 +1,6 @@
 import { enumName } from "@weightline/proto";
 import { type Holding, HoldingStateSchema, NodeStateSchema, TierSchema } from "@weightline/proto/common";
-import { formatByteSize } from "@weightline/runtime";
+import { formatByteSize } from "@weightline/runtime/client";
 import { withControlPlane } from "../clients.ts";
 import { printRows } from "../output/output.ts";
 import type { Settings } from "../settings.ts";

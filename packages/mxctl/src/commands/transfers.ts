@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { enumName } from "@weightline/proto";
 import { type Transfer, TransferStateSchema } from "@weightline/proto/common";
-import { formatByteSize } from "@weightline/runtime";
+import { formatByteSize } from "@weightline/runtime/client";
 import { withControlPlane } from "../clients.ts";
 import { print, printable, printRows } from "../output/output.ts";
 import type { Settings } from "../settings.ts";

@@ -1,5 +1,5 @@
 import type { FillProgress } from "@weightline/proto/common";
-import { formatByteSize } from "@weightline/runtime";
+import { formatByteSize } from "@weightline/runtime/client";
 import { printable } from "./output.ts";
 
 /** Shows how far something is, on standard error: a bar on a terminal, else a line every few seconds. */

@@ -1,9 +1,17 @@
-import { chmod, mkdir, unlink } from "node:fs/promises";
+import { chmod, unlink } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
 import { dirname } from "node:path";
 import { createContextValues } from "@connectrpc/connect";
 import { native } from "@weightline/rdma-native";
-import { type Logger, mountLocalRpc, type ServiceRoute, toWeightlineError, WeightlineError } from "@weightline/runtime";
+import {
+  createFailureLog,
+  type Logger,
+  makeFolders,
+  mountLocalRpc,
+  type ServiceRoute,
+  toWeightlineError,
+  WeightlineError,
+} from "@weightline/runtime";
 import fastify from "fastify";
 import type { LeaseOwner, LeaseTable } from "../leases/lease-table.ts";
 import { type Caller, callerKey, roleOf } from "./caller.ts";
@@ -47,13 +55,17 @@ function answers(path: string): Promise<boolean> {
  * is never replaced: pods mount it, and would stay on the dead one.
  */
 export async function clearSocketPath(path: string): Promise<void> {
-  await mkdir(dirname(path), { recursive: true, mode: 0o755 }).catch((cause: Error) => {
-    throw new WeightlineError("Refused", `the folder of --socket ${path} cannot be made: ${cause.message}`, {
+  try {
+    makeFolders(dirname(path));
+  } catch (cause) {
+    const { message } = cause as Error;
+    throw new WeightlineError("Refused", `the folder of --socket ${path} cannot be made: ${message}`, {
       field: "--socket",
       value: path,
+      wayOut: "give a path in a folder that this user may write to",
       cause,
     });
-  });
+  }
   if (await answers(path)) {
     throw new WeightlineError("InUse", `another agent answers on ${path}`, {
       field: "--socket",
@@ -168,13 +180,7 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
     maxMessageBytes: MESSAGE_MAX_BYTES,
     shutdownSignal: stopping.signal,
     contextValues: (request) => createContextValues().set(callerKey, connections.callerOf(request.raw.socket)),
-    onError: (method, error) => {
-      const known = toWeightlineError(error);
-      log[known.code === "Internal" ? "error" : "debug"](
-        { method, code: known.code, error: known.message, cause: known.code === "Internal" ? known.cause : undefined },
-        "a local call failed",
-      );
-    },
+    onFailure: createFailureLog(log),
   });
   await server.listen({ path });
   await chmod(path, 0o666);

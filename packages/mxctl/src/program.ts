@@ -35,8 +35,8 @@ function addLooking(program: Command, run: Run): void {
       .command("nodes")
       .description("nodes and what they hold")
       .action(() => run(async (settings) => (await import("./commands/nodes.ts")).nodes(settings))),
-    "Asks the control plane. A node that has not announced itself for a while is shown as lost for ten minutes, then\nforgotten until it comes back. --output wide adds addresses and source ids.",
-    ["mxctl nodes", "mxctl nodes --output json | jq -r '.[] | select(.state != \"ready\") | .name'"],
+    "Asks the control plane. A node that has not announced itself for a while is shown as lost for ten minutes, then\nforgotten until it comes back. --output wide adds addresses, epochs, versions, tiers and source ids.",
+    ["mxctl nodes -o wide", "mxctl nodes --output json | jq -r '.[] | select(.state != \"ready\") | .name'"],
   );
   explain(
     program
@@ -51,10 +51,11 @@ function addLooking(program: Command, run: Run): void {
     program
       .command("transfers")
       .description("running transfers and those of the last minutes, read from the agents")
-      .option("--watch", "again every second, until Ctrl-C")
+      .option("--watch", "again every second, until Ctrl-C; with --output json one array a line")
+      .option("--last [count]", "the last ended ones (default: 10), with the time of each part")
       .action((flags) => run(async (settings) => (await import("./commands/transfers.ts")).transfers(settings, flags))),
-    "OF BOUND is the rate as a share of what the link can carry, BLAME what held it back. Agents that do not answer the\ncontrol plane are named on standard error.",
-    ["mxctl transfers --watch", "mxctl transfers --output json"],
+    "OF BOUND is the rate as a share of what the link can carry, BLAME what held it back. Agents that do not answer the\ncontrol plane are named on standard error. --last tells where the seconds of ended transfers went: finding a parent,\nopening it, its layout, the first chunk, receiving, finishing; and what the streams waited for, summed over them.",
+    ["mxctl transfers --watch", "mxctl transfers --watch -o json | jq -c '.[]'", "mxctl transfers --last 20"],
   );
   explain(
     program
@@ -132,7 +133,7 @@ function build(run: Run): Command {
     .option("--config <file>", "YAML file with endpoint, socket, output, timeout")
     .option("--endpoint <host:port>", "control plane (environment MODEL_EXPRESS_ENDPOINT; default localhost:8001)")
     .option("--socket <path>", "local agent's socket (environment MX_AGENT_SOCKET; default /run/weightline/agent.sock)")
-    .option("--output <format>", "table, wide, json or yaml (default: table)")
+    .option("-o, --output <format>", "table, wide, json or yaml (default: table)")
     .option("--timeout <seconds>", "for each call (environment MODEL_EXPRESS_TIMEOUT; default 30)")
     .option("-v, --verbose", "show causes of errors")
     .configureHelp({ showGlobalOptions: true })

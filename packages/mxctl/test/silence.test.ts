@@ -154,6 +154,14 @@ t.test("transfers --watch asks again until Ctrl-C, which is clean", async (t) =>
   t.match(watching.output(), /^(no transfers in the last ten minutes\n)+$/, "no stack, no escape codes");
 });
 
+t.test("transfers --watch --output json: one array a line, as pipes take it", async (t) => {
+  const watching = startProgram("mxctl", ["--endpoint", endpoint, "transfers", "--watch", "-o", "json"]);
+  await watching.waitFor(/^(\[\]\n){2}/);
+  watching.kill("SIGINT");
+  t.equal(await watching.exited, 130);
+  t.match(watching.output(), /^(\[\]\n)+$/);
+});
+
 t.test("Ctrl-C in a load", async (t) => {
   const loading = startProgram("mxctl", ["--socket", `${folder}/frozen.sock`, "load", "/x", "--model-name", "m"]);
   const taken = new Promise<void>((resolve) => frozen.once("connection", () => resolve()));

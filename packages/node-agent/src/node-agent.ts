@@ -176,6 +176,7 @@ async function start(
     nodeState,
     intervalMs: configuration.announceIntervalMs,
     version: VERSION,
+    protection: level,
     log,
   });
   agentMetrics.observe({ registry, account, leases, transfers });

@@ -81,6 +81,11 @@ export async function printData(format: OutputFormat, data: unknown): Promise<vo
   }
 }
 
+/** Prints a value as one line of JSON. */
+export async function printLine(data: unknown): Promise<void> {
+  await print(`${JSON.stringify(data, plain)}\n`);
+}
+
 /** Prints lines of "name: value". */
 export async function printFacts(facts: ReadonlyArray<readonly [string, string]>): Promise<void> {
   const width = Math.max(...facts.map(([name]) => name.length));

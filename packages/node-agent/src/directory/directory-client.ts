@@ -37,6 +37,8 @@ export interface DirectoryClientOptions {
   nodeState: () => NodeState;
   intervalMs: number;
   version: string;
+  /** How descriptors given to pods are protected. */
+  protection: string;
   log: Logger;
 }
 
@@ -81,6 +83,7 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
       holdingsRevision: revision,
       ttlMs: options.intervalMs * TTL_INTERVALS,
       version: options.version,
+      protection: options.protection,
       storeId: store.storeId,
       ...(withHoldings
         ? {

@@ -142,9 +142,11 @@ export function createPuller(options: PullerOptions): Puller {
     wanted: Wanted,
     candidate: Candidate,
     holding: Holding,
+    findingSeconds: number,
     report: Report,
     signal: AbortSignal,
   ): Promise<void> => {
+    const openedAt = performance.now();
     const opened = await peers.open(candidate, holding, {
       streams: options.streams,
       algorithm: options.algorithm,
@@ -157,6 +159,8 @@ export function createPuller(options: PullerOptions): Puller {
       holdingId: holding.id,
       totalBytes: remote.totalBytes,
       objectDigest: remote.objectDigest,
+      findingSeconds,
+      openingSeconds: (performance.now() - openedAt) / 1000,
     });
     const onProgress = progressOf("receiving", candidate.node, holding, report);
     let last: MoverReport | undefined;
@@ -284,7 +288,8 @@ export function createPuller(options: PullerOptions): Puller {
     state.holding = started?.holding ?? (await makeHolding(wanted, candidate));
     state.target = target ?? targetOf(candidate.holding);
     await repairIfDamaged(state.holding);
-    await transferFrom(wanted, candidate, state.holding, report, signal);
+    const findingSeconds = (performance.now() - state.findingSince) / 1000;
+    await transferFrom(wanted, candidate, state.holding, findingSeconds, report, signal);
     return state.holding;
   };
 
@@ -297,6 +302,7 @@ export function createPuller(options: PullerOptions): Puller {
         failure: undefined,
         seen: false,
         resting: new Map(),
+        findingSince: performance.now(),
       };
       let patienceEnds = performance.now() + PATIENCE_MS;
       let verified = 0;
@@ -319,6 +325,7 @@ export function createPuller(options: PullerOptions): Puller {
           }
           state.failure = toWeightlineError(error);
           state.candidate = undefined;
+          state.findingSince = performance.now();
         }
         const now = performance.now();
         const moved = state.holding?.verifiedBytes ?? 0;
@@ -351,6 +358,8 @@ interface PullState {
   failure: WeightlineError | undefined;
   /** Somebody had it at some time. */
   seen: boolean;
+  /** Monotonic ms since when a parent is looked for. */
+  findingSince: number;
   /** Peers that failed, and until when they are asked last. */
   resting: Map<string, number>;
 }

@@ -235,7 +235,7 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
     },
     release: ({ leaseId }, context) => ({ released: leases.release(leaseId, callerOf(context).owner) }),
     status: () => ({ ...options.status(), holdings: registry.all().map(toMessage), leases: leases.count() }),
-    transfers: () => ({ transfers: transfers.list() }),
+    transfers: ({ last }) => ({ transfers: transfers.list(last) }),
     async *load({ path, modelName, revision, rank, replace }, context) {
       requireOperator(callerOf(context), "load");
       refuseWhileDraining();

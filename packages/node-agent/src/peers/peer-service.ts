@@ -74,6 +74,10 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
     return holding;
   };
 
+  /** None while the mover is being started again. */
+  const endpoints = () =>
+    mover.address() === "" ? [] : [{ transport: "stream", address: moverEndpoint(mover.address(), options.host) }];
+
   const checkVersions = (least: number, most: number) => {
     const { minStreamVersion, maxStreamVersion } = native.buildInfo();
     if (least > maxStreamVersion || most < minStreamVersion) {
@@ -115,7 +119,7 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
             ? registry.withDigest(Buffer.from(subject.value).toString("hex"))
             : [];
       const holdings = options.draining() ? [] : found.filter(({ layout }) => layout !== undefined);
-      return { node, epoch: store.epoch(), holdings: holdings.map(toMessage) };
+      return { node, epoch: store.epoch(), holdings: holdings.map(toMessage), endpoints: endpoints() };
     },
     async open({ holdingId, child, streams, minVersion, maxVersion, algorithm, epoch }) {
       refuseWhileDraining();
@@ -139,7 +143,7 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
       }
       holding.lastUsedAt = performance.now();
       return {
-        endpoints: [{ transport: "stream", address: moverEndpoint(mover.address(), options.host) }],
+        endpoints: endpoints(),
         tickets,
         ticketTtlMs: TICKET_TTL_MS,
         holding: toMessage(holding),
@@ -173,7 +177,7 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
       }
       yield { holding: toMessage((await held).holding) };
     },
-    transfers: () => ({ transfers: transfers.list() }),
+    transfers: ({ last }) => ({ transfers: transfers.list(last) }),
     drain() {
       options.drain();
       return {};

@@ -59,6 +59,14 @@ function addLooking(program: Command, run: Run): void {
   );
   explain(
     program
+      .command("doctor")
+      .description("look at everything that this node's work depends on: level, evidence and cure of each check")
+      .action(() => run(async (settings) => (await import("./commands/doctor.ts")).doctor(settings))),
+    "Kernel, limits, memory, clocks, sockets, store, mover, control plane, and both ports of every other node, as the agent\nsees them. Exit code 1 when a check is an error, 4 when neither the agent nor the control plane answers, else 0.",
+    ["mxctl doctor", "mxctl doctor -o json | jq -r '.[] | select(.level != \"ok\") | .name'"],
+  );
+  explain(
+    program
       .command("health")
       .description("whether the control plane and the local agent can do their work")
       .option("--only <program>", "control-plane or node-agent")
@@ -139,7 +147,7 @@ function build(run: Run): Command {
     .configureHelp({ showGlobalOptions: true })
     .addHelpText(
       "after",
-      `\nnodes, sources, transfers and pull --nodes ask the control plane; load, pull, evict and drain the local agent; health both.\nA call to the control plane is given again MODEL_EXPRESS_MAX_RETRIES times (default 0).\n\n${EXIT_CODES}\n\nExamples:\n  mxctl load ./my-model --model-name my-model\n  mxctl pull --model-name my-model --nodes all\n  mxctl nodes --output json`,
+      `\nnodes, sources, transfers and pull --nodes ask the control plane; load, pull, evict and drain the local agent; health and doctor both.\nA call to the control plane is given again MODEL_EXPRESS_MAX_RETRIES times (default 0).\n\n${EXIT_CODES}\n\nExamples:\n  mxctl load ./my-model --model-name my-model\n  mxctl pull --model-name my-model --nodes all\n  mxctl nodes --output json`,
     )
     .exitOverride()
     .configureOutput({ writeErr: () => undefined });

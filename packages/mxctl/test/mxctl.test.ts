@@ -368,12 +368,15 @@ t.test("usage: exit 2, and what was meant", async (t) => {
   const help = await mxctl(["--help"]);
   t.equal(help.code, 0);
   t.match(help.stdout, /Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 unreachable, 5 not permitted, 6 in use/);
-  await inGroups(["nodes", "sources", "transfers", "load", "pull", "evict", "drain", "health"], async (command) => {
-    t.match(help.stdout, command);
-    const { code, stdout } = await mxctl([command, "--help"]);
-    t.equal(code, 0);
-    t.match(stdout, new RegExp(`Global Options:[\\s\\S]*--socket[\\s\\S]*Examples:\\n  mxctl .*${command}`), command);
-  });
+  await inGroups(
+    ["nodes", "sources", "transfers", "load", "pull", "evict", "drain", "health", "doctor"],
+    async (command) => {
+      t.match(help.stdout, command);
+      const { code, stdout } = await mxctl([command, "--help"]);
+      t.equal(code, 0);
+      t.match(stdout, new RegExp(`Global Options:[\\s\\S]*--socket[\\s\\S]*Examples:\\n  mxctl .*${command}`), command);
+    },
+  );
 });
 
 t.test("who cannot be reached is named: exit 4; -v tells why", async (t) => {

@@ -17,6 +17,7 @@ import {
 } from "@weightline/runtime";
 import { type AgentConfiguration, DESCRIPTOR_SOCKET_SUFFIX } from "./configuration.ts";
 import { createDirectoryClient } from "./directory/directory-client.ts";
+import { createDoctor } from "./doctor/doctor.ts";
 import { createAcquirer } from "./fills/acquirer.ts";
 import { createFillBoard } from "./fills/fill-board.ts";
 import { createLoader, type Loaded } from "./fills/load.ts";
@@ -368,6 +369,20 @@ async function start(
       descriptorSocket,
       draining,
       drain,
+      doctor: createDoctor({
+        node,
+        channel,
+        controlPlane: configuration.controlPlane,
+        announces: directory.state,
+        account,
+        store,
+        registry,
+        mover,
+        protection: level,
+        socket: configuration.socket,
+        descriptorSocket,
+        env: process.env,
+      }),
       onAcquire: (outcome, seconds) => agentMetrics.acquired(outcome, seconds),
       onAttach: (seconds) => agentMetrics.attached(seconds),
       status: () => ({

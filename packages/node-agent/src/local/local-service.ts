@@ -10,6 +10,7 @@ import {
 } from "@weightline/proto/local";
 import { type DescriptorServerHandle, native } from "@weightline/rdma-native";
 import { route, type ServiceRoute, toWeightlineError, WeightlineError } from "@weightline/runtime";
+import type { Doctor } from "../doctor/doctor.ts";
 import type { AcquireOutcome, Acquirer } from "../fills/acquirer.ts";
 import type { FillBoard } from "../fills/fill-board.ts";
 import type { Loaded, Loader } from "../fills/load.ts";
@@ -39,6 +40,7 @@ export interface LocalServiceOptions {
   status: () => StatusFacts;
   draining: () => boolean;
   drain: () => void;
+  doctor: Doctor;
   onAcquire: (outcome: string, seconds: number) => void;
   onAttach: (seconds: number) => void;
 }
@@ -300,6 +302,12 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       requireOperator(callerOf(context), "drain");
       options.drain();
       return {};
+    },
+    async doctor(_request, context) {
+      const caller = callerOf(context);
+      // It dials every node and names the store's files and peers: nothing of that is a pod's affair.
+      requireOperator(caller, "doctor");
+      return { checks: await options.doctor.examine(caller.owner.peer.source) };
     },
   });
 }

@@ -41,7 +41,7 @@ const SERVICES = [P2pService, ModelService, HealthService, ApiService, NodeServi
 /** Starts the control plane. Throws what keeps it from working, naming the setting. */
 export async function createControlPlane(configuration: ControlPlaneConfiguration, log: Logger): Promise<ControlPlane> {
   const life = createLifecycle((part, error) =>
-    log.warn({ part, error: toWeightlineError(error).message }, "did not stop cleanly"),
+    log.warn({ event: "unclean-stop", part, error: toWeightlineError(error).message }, "did not stop cleanly"),
   );
   const metrics = createMetrics();
   const rpcSeconds = metrics.histogram("weightline_rpc_seconds", "Time of served calls", RPC_BUCKETS_S, [

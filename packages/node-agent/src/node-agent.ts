@@ -4,6 +4,7 @@ import { WorkerService } from "@weightline/proto/p2p";
 import { PeerService } from "@weightline/proto/peer";
 import { type DescriptorServerHandle, type MoverReport, native } from "@weightline/rdma-native";
 import {
+  createBoundedLog,
   createFailureLog,
   createGrpcChannel,
   createGrpcServer,
@@ -74,7 +75,7 @@ function insideContainer(): boolean {
 /** Starts an agent. Throws what keeps it from working, naming the setting; what was started by then is stopped again. */
 export async function createNodeAgent(configuration: AgentConfiguration, log: Logger): Promise<NodeAgent> {
   const life = createLifecycle((part, error) =>
-    log.warn({ part, error: toWeightlineError(error).message }, "did not stop cleanly"),
+    log.warn({ event: "unclean-stop", part, error: toWeightlineError(error).message }, "did not stop cleanly"),
   );
   try {
     return await start(configuration, log, life);
@@ -99,6 +100,7 @@ async function start(
   const level = native.storeViewLevel(store.view);
   if (level === "plain") {
     log.warn(
+      { event: "protection-plain", store: store.path },
       "descriptors given to pods are only protected by being read-only: no read-only mount could be made (--store-ro)",
     );
   }
@@ -233,7 +235,7 @@ async function start(
         .fill(wantedFrom(named))
         .fill.done.catch((error: unknown) =>
           log.warn(
-            { holding: holding.id, error: toWeightlineError(error).message },
+            { event: "refill-failed", holding: holding.id, error: toWeightlineError(error).message },
             "a holding could not be filled again",
           ),
         );
@@ -244,7 +246,10 @@ async function start(
     if (holding.record.state !== "complete") {
       return;
     }
-    log.error({ holding: holding.id, model: modelNameOf(holding) }, "damaged: it is attached and served no more");
+    log.error(
+      { event: "holding-damaged", holding: holding.id, model: modelNameOf(holding) },
+      "damaged: it is attached and served no more",
+    );
     if (descriptors !== undefined) {
       native.revokeDescriptors(descriptors, holding.id);
     }
@@ -319,6 +324,8 @@ async function start(
     mover,
     log,
     resume: (holding) => {
+      const { kind } = holding.record.source;
+      log.info({ event: "fill-resumed", holding: holding.id, model: modelNameOf(holding), kind }, "a fill goes on");
       if (holding.record.source.kind === "load") {
         const [named] = holding.record.identities;
         const fill = fills.start(named === undefined ? holding.id : keyOf(named), async (report, signal) => {
@@ -327,7 +334,7 @@ async function start(
         });
         fill.done.catch(async (error: unknown) => {
           log.warn(
-            { holding: holding.id, error: toWeightlineError(error).message },
+            { event: "resume-failed", holding: holding.id, error: toWeightlineError(error).message },
             "an interrupted load could not go on",
           );
           if (!mover.closed()) {
@@ -343,10 +350,12 @@ async function start(
   life.add({ name: "fills", stop: () => Promise.all([fills.cancelAll(), loads.cancelAll()]).then(() => undefined) });
   life.add({ name: "peer server", stop: (graceMs) => peerServer.stop(graceMs) });
 
+  const bounded = createBoundedLog(log);
   const descriptorSocket = configuration.socket + DESCRIPTOR_SOCKET_SUFFIX;
   const descriptorServer = native.createDescriptorServer(descriptorSocket, store.view, (event) => {
     if (event.kind === "refused") {
-      log.warn({ process: event.pid, reason: event.reason }, "refused descriptors");
+      const { pid, reason } = event;
+      bounded("warn", { event: "descriptors-refused", process: pid, reason }, "refused descriptors");
     }
   });
   descriptors = descriptorServer;

@@ -15,7 +15,7 @@ export function createNodeService(directory: Directory, fleet: Fleet, log: Logge
     },
     async leave({ node, epoch, bootId }) {
       await directory.leave(node, epoch, bootId);
-      log.info({ node }, "a node left");
+      log.info({ event: "node-left", node }, "a node left");
       return {};
     },
     async lookup({ sourceId, rank, modelName }) {

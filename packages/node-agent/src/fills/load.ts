@@ -253,7 +253,7 @@ export function createLoader(options: LoaderOptions): Loader {
         );
         holding = await prepare(id, scanned, named, request.path, draft.charge);
         for (const warning of scanned.warnings) {
-          log.warn({ holding: id }, warning);
+          log.warn({ event: "load-warning", holding: id }, warning);
         }
         const digest = Buffer.from(await fill(holding, scanned.files, report, signal)).toString("hex");
         const result = await settle(holding, named, digest, request.replace);
@@ -287,7 +287,10 @@ export function createLoader(options: LoaderOptions): Loader {
     await evictor
       .discardFolder(id)
       .catch((error: unknown) =>
-        log.warn({ holding: id, error: toWeightlineError(error).message }, "a failed load's folder stays"),
+        log.warn(
+          { event: "folder-left", holding: id, error: toWeightlineError(error).message },
+          "a failed load's folder stays",
+        ),
       );
     registry.remove(id);
   }

@@ -205,6 +205,13 @@ export function createPuller(options: PullerOptions): Puller {
     } finally {
       if (last !== undefined) {
         options.onTransfer(last);
+        if (last.refusedChunks > 0n) {
+          const { refusedChunks } = last;
+          log.warn(
+            { event: "chunks-refused", holding: holding.id, node: candidate.node, chunks: Number(refusedChunks) },
+            "chunks did not have their digest and were thrown away",
+          );
+        }
       }
     }
   };
@@ -217,18 +224,25 @@ export function createPuller(options: PullerOptions): Puller {
     }
   };
 
-  const repairIfDamaged = async (holding: Holding): Promise<void> => {
-    if (holding.record.state === "damaged") {
-      await registry.apply(holding, "refill");
-      await mover.order({ kind: "repair", holdingId: holding.id });
+  /** True when it was. */
+  const repairIfDamaged = async (holding: Holding): Promise<boolean> => {
+    if (holding.record.state !== "damaged") {
+      return false;
     }
+    log.info({ event: "repair-begun", holding: holding.id }, "a damaged holding is filled again");
+    await registry.apply(holding, "refill");
+    await mover.order({ kind: "repair", holdingId: holding.id });
+    return true;
   };
 
   /** What a failed transfer means for the peer. True: another one may do better. */
   const judge = (error: unknown, candidate: Candidate, resting: Map<string, number>): boolean => {
     if (error instanceof DistrustError) {
       distrusted.add(`${candidate.node}|${objectKey(candidate.holding)}`);
-      log.error({ node: candidate.node, error: error.message }, "left this peer: it sent what it should not have");
+      log.error(
+        { event: "peer-distrusted", node: candidate.node, error: error.message },
+        "left this peer: it sent what it should not have",
+      );
       options.onFallback("distrusted");
       return true;
     }
@@ -240,7 +254,8 @@ export function createPuller(options: PullerOptions): Puller {
     if (!["Unavailable", "NotFound", "DeadlineExceeded", "Refused", "PermissionDenied"].includes(known.code)) {
       return false;
     }
-    log.warn({ node: candidate.node, error: known.message }, "left this peer");
+    const { code, message } = known;
+    log.warn({ event: "peer-left", node: candidate.node, code, error: message }, "left this peer");
     options.onFallback(known.code.replace(/(?!^)[A-Z]/g, "_$&").toLowerCase());
     return true;
   };
@@ -287,9 +302,15 @@ export function createPuller(options: PullerOptions): Puller {
     state.candidate = candidate;
     state.holding = started?.holding ?? (await makeHolding(wanted, candidate));
     state.target = target ?? targetOf(candidate.holding);
-    await repairIfDamaged(state.holding);
+    state.repairing = (await repairIfDamaged(state.holding)) || state.repairing;
     const findingSeconds = (performance.now() - state.findingSince) / 1000;
     await transferFrom(wanted, candidate, state.holding, findingSeconds, report, signal);
+    if (state.repairing) {
+      log.info(
+        { event: "repaired", holding: state.holding.id, node: candidate.node },
+        "a damaged holding is whole again",
+      );
+    }
     return state.holding;
   };
 
@@ -301,6 +322,7 @@ export function createPuller(options: PullerOptions): Puller {
         candidate: undefined,
         failure: undefined,
         seen: false,
+        repairing: false,
         resting: new Map(),
         findingSince: performance.now(),
       };
@@ -356,6 +378,8 @@ interface PullState {
   target: Target | undefined;
   candidate: Candidate | undefined;
   failure: WeightlineError | undefined;
+  /** What is filled was damaged. */
+  repairing: boolean;
   /** Somebody had it at some time. */
   seen: boolean;
   /** Monotonic ms since when a parent is looked for. */

@@ -41,13 +41,19 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
         const report = await mover.order({ kind: "evict", holdingId: holding.id, onlyIfFree: false });
         const freed = Number(report.freedBytes ?? 0n);
         registry.remove(holding.id);
-        log.info({ holding: holding.id, freed_bytes: freed }, "evicted");
+        log.info(
+          { event: "evicted", holding: holding.id, model: modelNameOf(holding), why: "asked", freed_bytes: freed },
+          "evicted",
+        );
         return freed;
       } catch (error) {
         if (mover.closed()) {
           throw error;
         }
-        log.warn({ holding: holding.id, error: toWeightlineError(error).message }, "eviction goes on");
+        log.warn(
+          { event: "eviction-retried", holding: holding.id, error: toWeightlineError(error).message },
+          "eviction goes on",
+        );
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS).unref());
       }
     }
@@ -82,7 +88,10 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
       }
       throw error;
     }
-    log.info({ holding: holding.id, model: modelNameOf(holding), freed_bytes: holding.charge }, "evicted to make room");
+    log.info(
+      { event: "evicted", holding: holding.id, model: modelNameOf(holding), why: "room", freed_bytes: holding.charge },
+      "evicted to make room",
+    );
     registry.remove(holding.id);
     return true;
   };
@@ -94,7 +103,12 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
       const timeout = setTimeout(() => timer.resolve(undefined), patienceMs);
       const freed = await Promise.race([eviction, timer.promise]);
       clearTimeout(timeout);
-      eviction.catch((error: unknown) => log.error({ error: toWeightlineError(error).message }, "eviction failed"));
+      eviction.catch((error: unknown) =>
+        log.error(
+          { event: "eviction-failed", holding: holding.id, error: toWeightlineError(error).message },
+          "eviction failed",
+        ),
+      );
       return freed === undefined ? { freedBytes: 0, pending: true } : { freedBytes: freed, pending: false };
     },
     async makeRoom(bytes, except) {

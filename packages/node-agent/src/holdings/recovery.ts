@@ -47,7 +47,7 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
   const { holdingIds, foreign } = await store.list();
   if (foreign.length > 0) {
     log.warn(
-      { files: foreign.slice(0, 20), count: foreign.length },
+      { event: "foreign-files", files: foreign.slice(0, 20), count: foreign.length },
       "files in the store that are not ours are left alone",
     );
   }
@@ -55,7 +55,7 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
   const gone = new Set<string>();
 
   const evict = async (id: string, why: string) => {
-    log.warn({ holding: id, why }, "evicted at the start");
+    log.warn({ event: "evicted-at-start", holding: id, why }, "evicted at the start");
     const holding = registry.get(id);
     result.evicted += 1;
     gone.add(id);
@@ -74,7 +74,7 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
     } catch (error) {
       if (error instanceof NewerRecordError) {
         foreignBytes += await folderBytes(folder);
-        log.warn({ holding: id }, error.message);
+        log.warn({ event: "newer-holding", holding: id }, error.message);
         return undefined;
       }
       await evict(id, toWeightlineError(error).message);
@@ -107,7 +107,7 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
       holding.verifiedBytes = Number(done.verifiedBytes);
       if ((done.wrongChunks ?? []).length > 0) {
         log.error(
-          { holding: holding.id, chunks: done.wrongChunks?.length },
+          { event: "holding-damaged", holding: holding.id, chunks: done.wrongChunks?.length },
           "damaged: chunks do not have their digest",
         );
         await registry.apply(holding, "damage-found");

@@ -86,7 +86,7 @@ export function createLeaseTable(registry: HoldingRegistry, log: Logger): LeaseT
     owner.watched = true;
     native.watchProcess(owner.peer.process, () => {
       const ended = [...leases.values()].filter((lease) => lease.owner === owner);
-      log.info({ process: owner.peer.pid, leases: ended.length }, "a process with leases ended");
+      log.info({ event: "leases-ended", process: owner.peer.pid, leases: ended.length }, "a process with leases ended");
       for (const lease of ended) {
         end(lease);
       }

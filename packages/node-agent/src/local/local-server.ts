@@ -4,6 +4,8 @@ import { dirname } from "node:path";
 import { createContextValues } from "@connectrpc/connect";
 import { native } from "@weightline/rdma-native";
 import {
+  type BoundedLog,
+  createBoundedLog,
   createFailureLog,
   type Logger,
   makeFolders,
@@ -87,10 +89,12 @@ class Connections {
   readonly #busy = new WeakSet<Socket>();
   readonly #agent = native.openProcess(process.pid);
   readonly #options: LocalServerOptions;
+  readonly #log: BoundedLog;
   #count = 0;
 
   constructor(options: LocalServerOptions) {
     this.#options = options;
+    this.#log = createBoundedLog(options.log);
   }
 
   callerOf(socket: Socket): Caller | undefined {
@@ -122,7 +126,11 @@ class Connections {
       });
       this.#callers.set(socket, { owner, role: roleOf(peer, this.#agent) });
     } catch (error) {
-      this.#options.log.debug({ error: toWeightlineError(error).message }, "a local connection was closed");
+      this.#log(
+        "info",
+        { event: "connection-refused", error: toWeightlineError(error).message },
+        "a local connection was closed",
+      );
       socket.destroy();
     }
   }
@@ -152,6 +160,12 @@ class Connections {
         wayOut: "wait for one of them to end",
       });
     }
+    const { pid } = this.#callers.get(silent)?.owner.peer ?? {};
+    this.#log(
+      "info",
+      { event: "connection-dropped", process: pid, connections: crowd.size },
+      "the oldest silent connection made way for a new one",
+    );
     silent.destroy();
   }
 

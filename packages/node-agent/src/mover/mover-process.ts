@@ -187,12 +187,15 @@ class Mover implements MoverProcess {
       return;
     }
     this.#backoffMs = ranMs > HEALTHY_MS ? BACKOFF_MIN_MS : this.#backoffMs;
-    this.#options.log.error({ code, signal, again_in_ms: this.#backoffMs }, "the mover ended; the next one is started");
+    this.#options.log.error(
+      { event: "mover-ended", code, signal, again_in_ms: this.#backoffMs },
+      "the mover ended; the next one is started",
+    );
     this.#timer = setTimeout(() => {
       this.#restarts += 1;
       this.#options.onRestart();
       this.start().catch((error: Error) =>
-        this.#options.log.error({ error: error.message }, "the mover did not start"),
+        this.#options.log.error({ event: "mover-start-failed", error: error.message }, "the mover did not start"),
       );
     }, this.#backoffMs);
     this.#backoffMs = Math.min(BACKOFF_MAX_MS, this.#backoffMs * 2);

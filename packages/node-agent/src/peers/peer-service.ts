@@ -2,6 +2,7 @@ import { randomBytes } from "node:crypto";
 import { PeerService } from "@weightline/proto/peer";
 import { type DigestAlgorithm, native } from "@weightline/rdma-native";
 import {
+  createBoundedLog,
   formatAddress,
   isWildcard,
   type Logger,
@@ -40,6 +41,8 @@ export interface PeerServiceOptions {
 const TICKET_TTL_MS = 10_000;
 const STREAMS_MAX = 4;
 const DAMAGE_CHUNKS_MAX = 1024;
+/** A child's name is its own text. */
+const NAME_MAX = 253;
 
 /** host:port of the mover as peers dial it: its port, this node's address. */
 export function moverEndpoint(moverAddress: string, host: string): string {
@@ -49,7 +52,8 @@ export function moverEndpoint(moverAddress: string, host: string): string {
 
 /** PeerService: agent to agent, and for the control plane. */
 export function createPeerService(options: PeerServiceOptions): ServiceRoute {
-  const { node, store, registry, mover, acquirer, transfers, log } = options;
+  const { node, store, registry, mover, acquirer, transfers } = options;
+  const bounded = createBoundedLog(options.log);
 
   const refuseWhileDraining = () => {
     if (options.draining()) {
@@ -139,7 +143,7 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
         secret: randomBytes(32),
       }));
       for (const ticket of tickets) {
-        await mover.order({ kind: "grant", holdingId, ticket, ttlMs: TICKET_TTL_MS, child: child.slice(0, 253) });
+        await mover.order({ kind: "grant", holdingId, ticket, ttlMs: TICKET_TTL_MS, child: child.slice(0, NAME_MAX) });
       }
       holding.lastUsedAt = performance.now();
       return {
@@ -160,7 +164,11 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
           { field: "chunks", value: String(chunks.length), limit: String(DAMAGE_CHUNKS_MAX) },
         );
       }
-      log.warn({ holding: holdingId, child }, "a child refused a chunk");
+      bounded(
+        "warn",
+        { event: "damage-reported", holding: holdingId, child: child.slice(0, NAME_MAX), chunks: chunks.length },
+        "a child refused a chunk",
+      );
       return { confirmed: await options.checkDamage(holding, chunks) };
     },
     async *fill({ identity, rank }, { signal }) {

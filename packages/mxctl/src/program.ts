@@ -90,7 +90,7 @@ function addFilling(program: Command, run: Run): void {
       .action((path, flags) =>
         run(async (settings) => (await import("./commands/fills.ts")).load(settings, path, flags)),
       ),
-    "PATH is relative to the current directory, and must be a path that the agent sees too. Where an index file is, it\ndecides which files belong to the model. Ctrl-C ends the watching, not the load.",
+    "PATH is relative to the current directory, and must be a path that the agent sees too. Where an index file is, it\ndecides which files belong to the model. Ctrl-C ends the load, unless\nsomebody else waits for the same; nothing of it stays.",
     [
       "mxctl load ./my-model --model-name my-model",
       "mxctl load model.safetensors --model-name my-model --rank 1",

@@ -4,6 +4,7 @@ import { createGrpcChannel } from "@weightline/runtime/channels";
 import { fromRpcError, WeightlineError } from "@weightline/runtime/client";
 import { localAgent, localError, unreachable } from "../clients.ts";
 import { levelColour, print, printable, printData } from "../output/output.ts";
+import { waiting } from "../output/waiting.ts";
 import type { Settings } from "../settings.ts";
 import { versionCheck } from "../version-skew.ts";
 
@@ -113,7 +114,10 @@ async function printChecks(settings: Settings, checks: readonly Check[]): Promis
 
 /** Every check with its level, evidence and cure. Exit 1 if one is an error, 4 if nobody could be asked. */
 export async function doctor(settings: Settings): Promise<void> {
-  const [agent, controlPlane] = await Promise.all([examineAgent(settings), examineControlPlane(settings)]);
+  const [agent, controlPlane] = await waiting(
+    "examining",
+    Promise.all([examineAgent(settings), examineControlPlane(settings)]),
+  );
   const versions = versionCheck([
     { program: "mxctl", version: OWN_VERSION },
     ...(agent.reached ? [{ program: "agent", version: agent.version }] : []),

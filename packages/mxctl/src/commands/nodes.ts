@@ -3,6 +3,7 @@ import { type Holding, HoldingStateSchema, NodeStateSchema, TierSchema } from "@
 import { formatByteSize } from "@weightline/runtime/client";
 import { withControlPlane } from "../clients.ts";
 import { type Column, printRows } from "../output/output.ts";
+import { waiting } from "../output/waiting.ts";
 import type { Settings } from "../settings.ts";
 
 function hex(bytes: Uint8Array): string {
@@ -49,7 +50,10 @@ function held<Row extends { holding: HoldingEntry | undefined }>(
 }
 
 export async function nodes(settings: Settings): Promise<void> {
-  const { nodes: list, nowMs } = await withControlPlane(settings, (client) => client.listNodes({}));
+  const { nodes: list, nowMs } = await waiting(
+    "asking the control plane",
+    withControlPlane(settings, (client) => client.listNodes({})),
+  );
   const data = list.map((node) => ({
     name: node.name,
     state: enumName(NodeStateSchema, node.state),

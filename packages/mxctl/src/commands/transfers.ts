@@ -4,6 +4,7 @@ import { type Transfer, TransferState, TransferStateSchema } from "@weightline/p
 import { formatByteSize, WeightlineError } from "@weightline/runtime/client";
 import { withControlPlane } from "../clients.ts";
 import { type Column, print, printable, printLine, printRows } from "../output/output.ts";
+import { waiting } from "../output/waiting.ts";
 import { readWhole, type Settings } from "../settings.ts";
 
 const WATCH_MS = 1000;
@@ -104,7 +105,10 @@ const LAST_COLUMNS: readonly Column<Entry>[] = [
 ];
 
 async function ask(settings: Settings, last: number): Promise<Entry[]> {
-  const { transfers: list, silentNodes } = await withControlPlane(settings, (client) => client.listTransfers({ last }));
+  const { transfers: list, silentNodes } = await waiting(
+    "asking the control plane",
+    withControlPlane(settings, (client) => client.listTransfers({ last })),
+  );
   if (silentNodes.length > 0) {
     process.stderr.write(`mxctl: did not answer: ${printable(silentNodes.join(", "))}\n`);
   }

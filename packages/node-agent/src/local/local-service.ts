@@ -250,12 +250,19 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       const fill = loads.start(`${path}\n${modelName}\n${revision}\n${rank}`, (report, signal) =>
         loader.load({ path, modelName, revision, rank, replace }, report, signal),
       );
-      for await (const progress of watchFill(fill, context.signal)) {
-        yield { event: { case: "progress", value: progress } };
+      // Whoever gives a load expects its Ctrl-C to end it; others who asked for the same keep it.
+      const leave = fill.join();
+      context.signal.addEventListener("abort", leave, { once: true });
+      try {
+        for await (const progress of watchFill(fill, context.signal)) {
+          yield { event: { case: "progress", value: progress } };
+        }
+        context.signal.throwIfAborted();
+        const { holding, ...facts } = await fill.done;
+        yield { event: { case: "loaded", value: { ...facts, holding: toMessage(holding) } } };
+      } finally {
+        leave();
       }
-      context.signal.throwIfAborted();
-      const { holding, ...facts } = await fill.done;
-      yield { event: { case: "loaded", value: { ...facts, holding: toMessage(holding) } } };
     },
     async *pull({ wanted: message }, context) {
       requireOperator(callerOf(context), "pull");

@@ -1,8 +1,12 @@
 // mxctl doctor against running programs, whole and broken.
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
+import { NodeState } from "@weightline/proto/common";
+import { AnnounceVerdict, NodeService } from "@weightline/proto/node";
+import { PeerService } from "@weightline/proto/peer";
+import { createGrpcServer, route } from "@weightline/runtime";
 import t from "tap";
-import { type Agent, createCluster } from "./support/cluster.ts";
+import { type Agent, createCluster, freePort } from "./support/cluster.ts";
 import { mxctl } from "./support/program.ts";
 import { writeTensors } from "./support/safetensors-file.ts";
 
@@ -124,6 +128,52 @@ t.test("what was put into the store, a mover that was killed, a node that is gon
   t.equal(code, 1);
   t.match(stderr, /check\(s\) failed: .*peers/);
 });
+
+t.test(
+  "42, 37: a peer whose data port is closed though its agent answers; a control plane whose clock is off",
+  async (t) => {
+    const closed = await freePort();
+    let asked = 0;
+    // A control plane of the test's own: ten minutes behind, and it names this server as a node.
+    const server = await createGrpcServer({
+      bind: ["127.0.0.1"],
+      port: 0,
+      portFlag: "--port",
+      routes: [
+        route(NodeService, {
+          announce: () => ({ verdict: AnnounceVerdict.ACCEPTED, nextAnnounceMs: 1000 }),
+          leave: () => ({}),
+          listNodes: () => ({
+            nodes: [
+              { name: "half", state: NodeState.READY, address: `127.0.0.1:${server.port}` },
+              { name: "gone", state: NodeState.LOST, address: "127.0.0.1:1" },
+              { name: "d", state: NodeState.READY, address: "127.0.0.1:1" },
+            ],
+            nowMs: BigInt(Date.now() - 600_000),
+          }),
+        }),
+        route(PeerService, {
+          find() {
+            asked += 1;
+            return { node: "half", endpoints: [{ transport: "stream", address: `127.0.0.1:${closed}` }] };
+          },
+        }),
+      ],
+    });
+    t.teardown(() => server.stop(0));
+    const d = await cluster.startAgent("d", ["--control-plane", `127.0.0.1:${server.port}`]);
+    const { code, checks } = await examine(d);
+    t.equal(asked, 1, "its agent was asked");
+    t.match(checks.get("peers"), { level: "ok", evidence: /all of 1 other nodes/ }, "neither itself nor a lost one");
+    t.match(checks.get("peers-data"), {
+      level: "error",
+      evidence: new RegExp(`half at 127.0.0.1:${closed} \\(ECONNREFUSED\\)`),
+    });
+    t.match(checks.get("clock-skew"), { level: "warning", evidence: /10m ahead of the control plane's/ });
+    t.equal(code, 1);
+    await d.program.stop();
+  },
+);
 
 t.test("a caller who is no operator gets a note, not the node's details", async (t) => {
   const done = await mxctl(["--endpoint", cluster.controlPlane(), "--socket", a.socket, "doctor", "-o", "json"], {

@@ -23,7 +23,12 @@ const controlPlane = await cluster.startControlPlane();
 const nixl = `${cluster.folder}/nixl`;
 mkdirSync(`${nixl}/lib`, { recursive: true });
 writeFileSync(`${nixl}/lib/libnixl_capi.so`, "");
-const a = await cluster.startAgent("a", [], { wrapper: ["prlimit", "--memlock=65536"], env: { NIXL_PREFIX: nixl } });
+// As a container has it: 64 KiB, and without the capability that lifts the limit.
+const withoutIpcLock = process.getuid?.() === 0 ? ["setpriv", "--bounding-set=-ipc_lock"] : [];
+const a = await cluster.startAgent("a", [], {
+  wrapper: ["prlimit", "--memlock=65536", ...withoutIpcLock],
+  env: { NIXL_PREFIX: nixl },
+});
 const b = await cluster.startAgent("b");
 const model = `${cluster.folder}/m.safetensors`;
 writeTensors(model, { w: { dtype: "U8", shape: [3_000_000] } });

@@ -67,7 +67,7 @@ t.test("kernel: each feature by version, right and what was seen", async (t) => 
 t.test("44: ulimit -l 64: named with its limit; stream is used, and is the slower path", async (t) => {
   const places = ["a place"];
   const small = { memlock: 64 * 1024, openFiles: 1024 };
-  const facts = { agent: small, mover: small, memoryLimitBytes: 64 * GIB, nixlPlaces: places };
+  const facts = { agent: small, mover: small, ipcLock: false, memoryLimitBytes: 64 * GIB, nixlPlaces: places };
   const without = limitChecks({ ...facts, nixl: undefined });
   t.match(find(without, "nixl"), { level: "note", evidence: /not installed \(looked in a place\).*slower path/ });
   t.match(find(without, "memlock-mover"), { level: "note", evidence: /64\.0 KiB of memory \(RLIMIT_MEMLOCK\)/ });
@@ -80,6 +80,10 @@ t.test("44: ulimit -l 64: named with its limit; stream is used, and is the slowe
     });
     t.match(find(withNixl, `open-files-${who}`), { level: "warning", evidence: /1024 files.*8192/, cure: /ulimit -n/ });
   }
+  t.match(find(limitChecks({ ...facts, ipcLock: true, nixl: "/x" }), "memlock-mover"), {
+    level: "note",
+    evidence: /64\.0 KiB.*IPC_LOCK lifts.*slower path/,
+  });
   const enough = { memlock: Number.POSITIVE_INFINITY, openFiles: 1_048_576 };
   t.same(levels(limitChecks({ ...facts, agent: enough, mover: undefined, nixl: undefined })), {
     nixl: "note",

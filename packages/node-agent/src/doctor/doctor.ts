@@ -11,7 +11,7 @@ import { NewerRecordError, readRecord } from "../store/holding-record.ts";
 import type { StoreFolder } from "../store/store-folder.ts";
 import type { Check } from "./check.ts";
 import { type ClockFacts, clockChecks } from "./clock.ts";
-import { kernelChecks } from "./kernel.ts";
+import { CAP_IPC_LOCK, hasCapability, kernelChecks } from "./kernel.ts";
 import { limitChecks } from "./limits.ts";
 import { memoryChecks } from "./memory.ts";
 import { moverCheck } from "./mover.ts";
@@ -74,6 +74,7 @@ export function createDoctor(options: DoctorOptions): Doctor {
     return limitChecks({
       agent: limitsOf(process.pid),
       mover: limitsOf(options.mover.pid()),
+      ipcLock: hasCapability(capabilities(), CAP_IPC_LOCK),
       memoryLimitBytes: options.account.limitBytes,
       nixl: path,
       nixlPlaces: places,

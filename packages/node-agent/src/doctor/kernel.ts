@@ -13,6 +13,7 @@ export interface KernelFacts {
 }
 
 /** Numbers of linux/capability.h. */
+export const CAP_IPC_LOCK = 14n;
 const CAP_LINUX_IMMUTABLE = 9n;
 const CAP_SYS_ADMIN = 21n;
 
@@ -36,9 +37,14 @@ function isAtLeast([major, minor]: Version, [leastMajor, leastMinor]: Version): 
 
 const text = ([major, minor]: Version) => `${major}.${minor}`;
 
+/** True when a set like CapEff has the capability. */
+export function hasCapability(set: bigint, capability: bigint): boolean {
+  return (set >> capability) % 2n === 1n;
+}
+
 export function kernelChecks(facts: KernelFacts): Check[] {
   const version = versionOf(facts.release);
-  const has = (capability: bigint) => (facts.capabilities >> capability) % 2n === 1n;
+  const has = (capability: bigint) => hasCapability(facts.capabilities, capability);
   return [
     kernel(facts.release, version),
     callers(facts, version),

@@ -23,6 +23,8 @@ export interface LimitFacts {
   agent: ProcessLimits | undefined;
   /** Undefined while no mover runs. */
   mover: ProcessLimits | undefined;
+  /** The capability IPC_LOCK, which agent and mover have alike: the limit of locked memory does not bind them. */
+  ipcLock: boolean;
   /** Bytes for all holdings: what RDMA would have to lock. */
   memoryLimitBytes: number;
   /** Where NIXL was found, or undefined. */
@@ -62,7 +64,11 @@ function memlock(who: string, limits: ProcessLimits | undefined, facts: LimitFac
     const shown = Number.isFinite(bytes) ? formatByteSize(bytes) : "unlimited";
     return ok(name, `the ${who} may lock ${shown} of memory (RLIMIT_MEMLOCK)`);
   }
-  const evidence = `the ${who} may lock ${formatByteSize(bytes)} of memory (RLIMIT_MEMLOCK), holdings may have ${formatByteSize(facts.memoryLimitBytes)}: RDMA cannot register them, and ${SLOWER}`;
+  const limit = `the ${who} may lock ${formatByteSize(bytes)} of memory (RLIMIT_MEMLOCK)`;
+  if (facts.ipcLock) {
+    return note(name, `${limit}, which the capability IPC_LOCK lifts; this version locks none: ${SLOWER}`);
+  }
+  const evidence = `${limit}, holdings may have ${formatByteSize(facts.memoryLimitBytes)}: RDMA cannot register them, and ${SLOWER}`;
   const cure =
     "raise it where the agent is started: `ulimit -l unlimited`, LimitMEMLOCK=infinity of containerd's unit, or the capability IPC_LOCK";
   // Without NIXL nothing would lock memory: it is only to be known.

@@ -811,6 +811,8 @@ export const AgentService: GenService<{
     output: typeof TransfersResponseSchema;
   },
   /**
+   * Ends with the last caller that waits for the same load; what was loaded by then goes.
+   *
    * @generated from rpc weightline.local.v1.AgentService.Load
    */
   load: {

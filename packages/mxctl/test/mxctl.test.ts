@@ -342,6 +342,7 @@ t.test("usage: exit 2, and what was meant", async (t) => {
     [["--endpoint", "nowhere", "nodes"], /--endpoint "nowhere" is not host:port/],
     [["pull", "--model-name", "m", "--rank", "-1"], /--rank "-1" is not a whole number/],
     [["pull", "--model-name", "m", "--nodes", ","], /--nodes names no node/],
+    [["pull", "--model-name", "m", "--nodes", "a,,b"], /--nodes "a,,b" has an empty name/],
     [["transfers", "--last", "many"], /--last "many" is not a whole number from 0 to 500/],
     [["transfers", "--last", "--watch"], /--last shows what has ended/],
     [["health", "--only", "x"], /--only "x" is not known/],

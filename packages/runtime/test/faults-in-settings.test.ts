@@ -122,6 +122,12 @@ t.test("a YAML file with a fault: file, line, column and what is wrong, never it
   ] as const) {
     t.throws(() => readYamlFile(path, "--config"), { code: "InvalidArgument", message: pattern });
   }
+  for (const [content, shown] of [
+    [`server:\n  port:\n    password: ${secret}\n`, /server.port "a section" is not a port/],
+    [`server:\n  port: [${secret}]\n`, /server.port "a list" is not a port/],
+  ] as const) {
+    t.throws(() => read(["--config", yaml(content)]), { code: "InvalidArgument", message: shown });
+  }
   t.throws(() => read(["--config", yaml(`server: ${secret}\n`)]), { message: /server must be a section/, value: "" });
 });
 

@@ -149,15 +149,12 @@ function sumOf(all: Iterable<FillProgress>): FillProgress {
 }
 
 async function pullNodes(settings: Settings, flags: ModelFlags, rank: number, nodes: string): Promise<void> {
-  const names =
-    nodes === "all"
-      ? []
-      : nodes
-          .split(",")
-          .map((name) => name.trim())
-          .filter((name) => name !== "");
-  if (nodes !== "all" && names.length === 0) {
-    throw new WeightlineError("InvalidArgument", "--nodes names no node", {
+  const names = nodes === "all" ? [] : nodes.split(",").map((name) => name.trim());
+  const given = names.filter((name) => name !== "");
+  // An empty name is a variable that was not set: the nodes that were meant would go without.
+  if (given.length < names.length) {
+    const what = given.length === 0 ? "names no node" : `"${nodes}" has an empty name between its commas`;
+    throw new WeightlineError("InvalidArgument", `--nodes ${what}`, {
       field: "--nodes",
       value: nodes,
       wayOut: "give names with commas between them, or all",

@@ -91,6 +91,11 @@ function wrongValue(option: AnyOption, origin: string, shown: string): Weightlin
   );
 }
 
+/** A value of the file for an error; what is below it is not this setting's, and may be a secret. */
+function shownYaml(raw: unknown): string {
+  return typeof raw === "object" ? (Array.isArray(raw) ? "a list" : "a section") : JSON.stringify(raw);
+}
+
 interface CommandLine {
   action: ConfigurationAction;
   configFile: string | undefined;
@@ -251,7 +256,7 @@ function findValue(
     if (raw !== null) {
       const value = option.type.fromYaml(raw);
       if (value === undefined) {
-        throw wrongValue(option, origin, JSON.stringify(raw));
+        throw wrongValue(option, origin, shownYaml(raw));
       }
       return { value, origin };
     }

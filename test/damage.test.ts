@@ -57,6 +57,15 @@ t.test(
     }
     t.equal(await acquire(a), digest, "a is whole again");
     t.equal(await a.metric("weightline_chunks_total", 'result="verified"'), 1, "one chunk came");
+    for (const [agent, event] of [
+      [c, "chunks-refused"],
+      [c, "peer-distrusted"],
+      [a, "holding-damaged"],
+      [a, "repair-begun"],
+      [a, "repaired"],
+    ] as const) {
+      t.match(agent.program.output(), `"event":"${event}"`, event);
+    }
   },
 );
 

@@ -104,7 +104,7 @@ t.test(
     await holding;
     const taken = await cluster.mxctl(["load", other, "--model-name", "other"], agent);
     t.equal(taken.code, 0, taken.stderr);
-    t.match(agent.program.output(), /evicted to make room/);
+    t.match(agent.program.output(), /"event":"evicted",.*"why":"room"/);
     await agent.program.stop();
   },
 );
@@ -246,6 +246,12 @@ t.test(
   "a store that is not on tmpfs, a read-only mount that is none, nonsense settings: refused with the flag",
   async (t) => {
     t.match(await fails(["--store", `${cluster.folder}/disk`]), /--store .* does not lie on tmpfs.*way out/);
+    // The kernel says "not there" of a folder that it will not make: looking for its parents for ever is no answer.
+    t.match(await fails(["--store", "/proc/none/store"]), /--store \/proc\/none\/store cannot be made.*way out/);
+    t.match(
+      await fails(["--socket", "/proc/none/agent.sock"]),
+      /--socket \/proc\/none\/agent.sock cannot be made.*way out/,
+    );
     t.match(await fails(["--store-ro", cluster.folder]), /--store-ro .* is not mounted read-only/);
     t.match(await fails(["--memory-limit", "lots"]), /--memory-limit "lots" is not a size/);
     t.match(await fails(["--port", "70000"]), /--port "70000" is not a port from 0 to 65535/);

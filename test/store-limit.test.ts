@@ -44,7 +44,7 @@ async function namesHeld(agent: Agent): Promise<string[]> {
 /** Names in the order in which they were evicted, by the log: one event each. */
 function evictions(agent: Agent): string[] {
   return [
-    ...agent.program.output().matchAll(/"model":"(\w+)",[^\n]*"msg":"evicted: the store is above its limit"/g),
+    ...agent.program.output().matchAll(/"event":"evicted","holding":"\w+","model":"(\w+)","why":"limit"/g),
   ].map(([, name]) => name ?? "");
 }
 
@@ -89,7 +89,7 @@ t.test(
     t.same(await namesHeld(half), ["middle", "newest", "oldest"]);
     t.ok(allocatedBytes(agent.store) < 150 * MEGABYTE, "its memory is free");
     const ready = half.program.output().indexOf('"msg":"ready"');
-    t.ok(half.program.output().indexOf("above its limit") < ready, "before anything else is done");
+    t.ok(half.program.output().indexOf('"why":"limit"') < ready, "before anything else is done");
     t.ok(Number((await half.client.status({})).memory?.used ?? 0n) <= 150 * MEGABYTE);
     await kill(half);
 

@@ -150,6 +150,16 @@ t.test("a name that nobody holds: exit 3, near names, way out", async (t) => {
   );
 });
 
+t.test("transfers --last: the parts of a real transfer add up to its time", async (t) => {
+  const [last] = JSON.parse((await cluster.mxctl(["transfers", "--last", "1", "-o", "json"])).stdout);
+  t.match(last, { model_name: "m", state: "done", parent: "a" });
+  const { finding_s, opening_s, ...parts } = last.phases as Record<string, number>;
+  t.ok((finding_s ?? 0) > 0 && (opening_s ?? 0) > 0, "it was looked for, and opened");
+  const sum = Object.values(parts).reduce((all, seconds) => all + seconds, 0);
+  const seconds = (last.ended_ms - last.started_ms) / 1000;
+  t.ok(Math.abs(sum - seconds) < 0.1, `${JSON.stringify(parts)} of ${seconds} s`);
+});
+
 t.test("two objects under one name: visible, never mixed; --replace on one node", async (t) => {
   const other = `${cluster.folder}/other`;
   mkdirSync(other);

@@ -6,6 +6,7 @@ import { COMMON_FLAGS, ERROR_CODES, tableEntries } from "@weightline/runtime";
 import t from "tap";
 import { createCluster, freePort } from "../support/cluster.ts";
 import { ROOT, startProgram } from "../support/program.ts";
+import { loggedEvents } from "./logged-events.ts";
 
 const read = (file: string) => readFileSync(`${ROOT}${file}`, "utf8");
 
@@ -26,6 +27,18 @@ t.test("docs/configuration.md names every flag, variable and YAML key", async (t
   for (const flag of Object.keys(COMMON_FLAGS)) {
     t.ok(text.includes(`\`${flag}\``), flag);
   }
+});
+
+t.test("docs/events.md lists every event with its fields, and no other", async (t) => {
+  const listed = new Map(
+    [...read("docs/events.md").matchAll(/^\| `([a-z-]+)` \|([^|]*)\|/gm)].map(([, name = "", fields = ""]) => [
+      name,
+      [...fields.matchAll(/`(\w+)`/g)].map(([, field]) => field).toSorted(),
+    ]),
+  );
+  const logged = new Map([...loggedEvents()].map(([name, fields]) => [name, [...fields].toSorted()]));
+  t.ok(logged.size > 30, "they were found");
+  t.same(Object.fromEntries([...listed].toSorted()), Object.fromEntries([...logged].toSorted()));
 });
 
 t.test("docs/metrics.md lists every metric that the daemons show, and no other", async (t) => {

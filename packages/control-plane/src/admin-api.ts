@@ -12,7 +12,7 @@ export function addAdminApi(server: FastifyInstance, directory: Directory, fleet
     sources: (await directory.sources(query.model ?? "")).map((source) => toJson(SourceSchema, source)),
   }));
   server.get("/v1/transfers", async () => {
-    const { transfers, silentNodes } = await fleet.transfers(AbortSignal.timeout(5000));
+    const { transfers, silentNodes } = await fleet.transfers(0, AbortSignal.timeout(5000));
     return { transfers: transfers.map((transfer) => toJson(TransferSchema, transfer)), silentNodes };
   });
 }

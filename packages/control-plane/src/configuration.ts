@@ -1,9 +1,18 @@
-import { LOG_FORMATS, LOG_LEVELS, type Option, type OptionValues, option, optionTypes } from "@weightline/runtime";
+import {
+  checkLogFile,
+  LOG_FORMATS,
+  LOG_LEVELS,
+  type Option,
+  type OptionValues,
+  option,
+  optionTypes,
+} from "@weightline/runtime";
 
 const { choice, duration, list, port, seconds, text, toggle, integer } = optionTypes;
 
 const BACKENDS = ["memory", "redis", "kubernetes", "k8s", "crd"] as const;
 const LATER_MODELS = "models are not downloaded by this version";
+const LATER_REDIS = "this version keeps nodes and workers in its memory";
 const LATER_SECURITY = "security is not checked by this version";
 
 /** A name that existing users have and that does nothing here: said once, never refused. */
@@ -11,7 +20,7 @@ function unused<T>(
   type: Option<T>["type"],
   fallback: T,
   reason: string,
-  names: { yaml?: string; flag?: string; short?: string; env?: readonly string[] },
+  names: Pick<Option<T>, "yaml" | "flag" | "short" | "env" | "optional" | "secret">,
 ): Option<T> {
   return option<T>({
     type,
@@ -101,6 +110,7 @@ export const CONTROL_PLANE_OPTIONS = {
     yaml: "logging.file",
     default: "",
     description: "file to log to; standard error by default",
+    check: checkLogFile,
   }),
   logStructured: unused(toggle, false, "use logging.format json", { yaml: "logging.structured" }),
   databasePath: unused(text, "./models.db", LATER_MODELS, {
@@ -114,7 +124,10 @@ export const CONTROL_PLANE_OPTIONS = {
     flag: "--cache-directory",
     env: ["MODEL_EXPRESS_CACHE_DIRECTORY"],
   }),
-  cacheMaxSize: unused(optionTypes.byteSize, 0, LATER_MODELS, { yaml: "cache.max_size_bytes" }),
+  cacheMaxSize: unused(optionTypes.byteSize, 0, LATER_MODELS, {
+    yaml: "cache.max_size_bytes",
+    optional: true,
+  }),
   evictionEnabled: unused(toggle, true, LATER_MODELS, {
     yaml: "cache.eviction.enabled",
     flag: "--cache-eviction-enabled",
@@ -124,9 +137,13 @@ export const CONTROL_PLANE_OPTIONS = {
   evictionThreshold: unused(duration(0, 365 * 86_400_000), 7 * 86_400_000, LATER_MODELS, {
     yaml: "cache.eviction.policy.unused_threshold",
   }),
-  evictionMaxModels: unused(integer(0, 1_000_000), 0, LATER_MODELS, { yaml: "cache.eviction.policy.max_models" }),
+  evictionMaxModels: unused(integer(0, 1_000_000), 0, LATER_MODELS, {
+    yaml: "cache.eviction.policy.max_models",
+    optional: true,
+  }),
   evictionMinFree: unused(optionTypes.byteSize, 0, LATER_MODELS, {
     yaml: "cache.eviction.policy.min_free_space_bytes",
+    optional: true,
   }),
   evictionInterval: unused(duration(1000, 365 * 86_400_000), 3_600_000, LATER_MODELS, {
     yaml: "cache.eviction.check_interval",
@@ -156,6 +173,9 @@ export const CONTROL_PLANE_OPTIONS = {
     flag: "--security-cache-ttl-secs",
     env: ["MODEL_EXPRESS_SECURITY_CACHE_TTL_SECS"],
   }),
+  redisUrl: unused(text, "", LATER_REDIS, { env: ["REDIS_URL"], secret: true }),
+  redisHost: unused(text, "", LATER_REDIS, { env: ["MX_REDIS_HOST", "REDIS_HOST"] }),
+  redisPort: unused(port, 6379, LATER_REDIS, { env: ["MX_REDIS_PORT", "REDIS_PORT"] }),
   reaperInterval: unused(integer(1, 86_400), 30, "nothing is scanned periodically", {
     env: ["MX_REAPER_SCAN_INTERVAL_SECS"],
   }),

@@ -6,6 +6,7 @@ import { ModelService } from "@weightline/proto/model";
 import { NodeService } from "@weightline/proto/node";
 import { P2pService } from "@weightline/proto/p2p";
 import {
+  createFailureLog,
   createGrpcServer,
   createHealthStatus,
   createLifecycle,
@@ -40,7 +41,7 @@ const SERVICES = [P2pService, ModelService, HealthService, ApiService, NodeServi
 /** Starts the control plane. Throws what keeps it from working, naming the setting. */
 export async function createControlPlane(configuration: ControlPlaneConfiguration, log: Logger): Promise<ControlPlane> {
   const life = createLifecycle((part, error) =>
-    log.warn({ part, error: toWeightlineError(error).message }, "did not stop cleanly"),
+    log.warn({ event: "unclean-stop", part, error: toWeightlineError(error).message }, "did not stop cleanly"),
   );
   const metrics = createMetrics();
   const rpcSeconds = metrics.histogram("weightline_rpc_seconds", "Time of served calls", RPC_BUCKETS_S, [
@@ -92,8 +93,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
         health.route,
       ],
       onCall: (service, method, code, seconds) => rpcSeconds.observe({ service, method, code }, seconds),
-      onError: (service, method, error) =>
-        log.error({ service, method, error: toWeightlineError(error).cause ?? error }, "a call failed"),
+      onFailure: createFailureLog(log),
     });
     life.add({ name: "gRPC server", stop: (graceMs) => server.stop(graceMs) });
     let metricsPort = 0;

@@ -1,5 +1,7 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { CONTROL_PLANE_OPTIONS } from "@weightline/control-plane";
-import { readConfiguration } from "@weightline/runtime";
+import { effectiveText, readConfiguration } from "@weightline/runtime";
 import t from "tap";
 
 const read = (argv: string[], env: Record<string, string> = {}) =>
@@ -45,3 +47,55 @@ t.test("service links, names without effect, backends that are not there", async
   t.throws(() => read([], { MX_METADATA_BACKEND: "etcd" }), { code: "InvalidArgument" });
   t.throws(() => read(["--security-mode", "enforce"]), { code: "InvalidArgument", message: /would protect nothing/ });
 });
+
+t.test("a file of the reference, with its nulls, is taken as it is", async (t) => {
+  const folder = mkdtempSync(`${tmpdir()}/weightline-control-plane-`);
+  t.teardown(() => rmSync(folder, { recursive: true }));
+  const path = `${folder}/model-express.yaml`;
+  writeFileSync(
+    path,
+    [
+      "server: { host: 0.0.0.0, port: 8001, metrics_port: 9401 }",
+      "database: { path: ./models.db }",
+      "cache:",
+      "  directory: ./cache",
+      "  max_size_bytes: null",
+      "  eviction:",
+      "    enabled: true",
+      "    policy: { type: lru, unused_threshold: 7d, max_models: null, min_free_space_bytes: null }",
+      "    check_interval: 1h",
+      "logging: { level: info, format: pretty, file: null, structured: false }",
+      "security: { mode: off, token_audiences: null, allowed_service_accounts: [], cache_ttl_secs: 60 }",
+    ].join("\n"),
+  );
+  const { values, notices } = read(["--config", path]);
+  t.match(values, { host: "0.0.0.0", logFile: "", cacheMaxSize: 0, evictionMaxModels: 0, tokenAudiences: [] });
+  t.notMatch(notices.join("\n"), /max_size_bytes|max_models|token_audiences/, "null is not given");
+  writeFileSync(path, "server:\n  port: null\n");
+  t.throws(() => read(["--config", path]), { message: /server.port is null, and must have a value/ });
+});
+
+t.test(
+  "28: service links of Services named redis and model-express-server, alone and beside real settings",
+  async (t) => {
+    const link = "tcp://10.0.0.5:6379";
+    const note = (name: string) => `${name}=${link} is a Kubernetes service link and is not used`;
+    const without = (name: string) => `${name} has no effect: this version keeps nodes and workers in its memory`;
+    for (const [env, notices] of [
+      [{ REDIS_PORT: link }, [note("REDIS_PORT")]],
+      [{ REDIS_PORT: link, REDIS_HOST: "r" }, [without("REDIS_HOST"), note("REDIS_PORT")]],
+      [{ REDIS_PORT: link, REDIS_URL: "redis://:hunter2@r:6379" }, [without("REDIS_URL"), note("REDIS_PORT")]],
+      [{ MX_REDIS_PORT: "7", REDIS_PORT: link }, [without("MX_REDIS_PORT")]],
+      [{ MX_REDIS_PORT: link, REDIS_PORT: "7" }, [note("MX_REDIS_PORT"), without("REDIS_PORT")]],
+      [{ MODEL_EXPRESS_SERVER_PORT: link }, [note("MODEL_EXPRESS_SERVER_PORT")]],
+      [{ MODEL_EXPRESS_SERVER_METRICS_PORT: link }, [note("MODEL_EXPRESS_SERVER_METRICS_PORT")]],
+    ] as const) {
+      const configuration = read([], env);
+      t.same(configuration.notices.toSorted(), [...notices].toSorted(), JSON.stringify(env));
+      t.match(configuration.values, { port: 8001, metricsPort: 9401 });
+      t.ok(Number.isInteger(configuration.values.redisPort), "never NaN");
+      t.notMatch(`${configuration.notices.join()}${effectiveText(CONTROL_PLANE_OPTIONS, configuration)}`, "hunter2");
+    }
+    t.equal(read(["--port", "9"], { MODEL_EXPRESS_SERVER_PORT: link }).values.port, 9);
+  },
+);

@@ -2,7 +2,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type CallOptions, type Client, Code, ConnectError } from "@connectrpc/connect";
 import { AgentService } from "@weightline/proto/local";
 import { NodeService } from "@weightline/proto/node";
-import { createGrpcChannel, createLocalClient, fromRpcError, WeightlineError } from "@weightline/runtime";
+import { createGrpcChannel, createLocalClient } from "@weightline/runtime/channels";
+import { fromRpcError, WeightlineError } from "@weightline/runtime/client";
 import type { Settings } from "./settings.ts";
 
 const RETRY_MS = 200;

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import { interruptionLine } from "./interruption.ts";
 import { runMxctl } from "./program.ts";
 
 // A reader that left, as `| head` does, is no failure.
@@ -6,9 +7,7 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.
 // Without a reader for its errors there is nobody to tell; the exit code stays what it is.
 process.stderr.on("error", () => undefined);
 process.on("SIGINT", () => {
-  if (process.stderr.isTTY === true) {
-    process.stderr.write("\n");
-  }
+  process.stderr.write(`${process.stderr.isTTY === true ? "\n" : ""}${interruptionLine()}`);
   process.exit(130);
 });
 

@@ -1,4 +1,10 @@
-import { describeError, ERROR_CODES, toWeightlineError, WeightlineError } from "@weightline/runtime";
+import {
+  describeError,
+  ERROR_CODES,
+  missingValue,
+  toWeightlineError,
+  WeightlineError,
+} from "@weightline/runtime/client";
 import { Command, CommanderError } from "commander";
 import { printable } from "./output/output.ts";
 import { type GlobalFlags, readSettings, type Settings } from "./settings.ts";
@@ -29,8 +35,8 @@ function addLooking(program: Command, run: Run): void {
       .command("nodes")
       .description("nodes and what they hold")
       .action(() => run(async (settings) => (await import("./commands/nodes.ts")).nodes(settings))),
-    "Asks the control plane. A node that has not announced itself for a while is shown as lost for ten minutes, then\nforgotten until it comes back. --output wide adds addresses and source ids.",
-    ["mxctl nodes", "mxctl nodes --output json | jq -r '.[] | select(.state != \"ready\") | .name'"],
+    "Asks the control plane. A node that has not announced itself for a while is shown as lost for ten minutes, then\nforgotten until it comes back. --output wide adds addresses, epochs, versions, tiers and source ids.",
+    ["mxctl nodes -o wide", "mxctl nodes --output json | jq -r '.[] | select(.state != \"ready\") | .name'"],
   );
   explain(
     program
@@ -45,10 +51,19 @@ function addLooking(program: Command, run: Run): void {
     program
       .command("transfers")
       .description("running transfers and those of the last minutes, read from the agents")
-      .option("--watch", "again every second, until Ctrl-C")
+      .option("--watch", "again every second, until Ctrl-C; with --output json one array a line")
+      .option("--last [count]", "the last ended ones (default: 10), with the time of each part")
       .action((flags) => run(async (settings) => (await import("./commands/transfers.ts")).transfers(settings, flags))),
-    "OF BOUND is the rate as a share of what the link can carry, BLAME what held it back. Agents that do not answer the\ncontrol plane are named on standard error.",
-    ["mxctl transfers --watch", "mxctl transfers --output json"],
+    "OF BOUND is the rate as a share of what the link can carry, BLAME what held it back. Agents that do not answer the\ncontrol plane are named on standard error. --last tells where the seconds of ended transfers went: finding a parent,\nopening it, its layout, the first chunk, receiving, finishing; and what the streams waited for, summed over them.",
+    ["mxctl transfers --watch", "mxctl transfers --watch -o json | jq -c '.[]'", "mxctl transfers --last 20"],
+  );
+  explain(
+    program
+      .command("doctor")
+      .description("look at everything that this node's work depends on: level, evidence and cure of each check")
+      .action(() => run(async (settings) => (await import("./commands/doctor.ts")).doctor(settings))),
+    "Kernel, limits, memory, clocks, sockets, store, mover, control plane, and both ports of every other node, as the agent\nsees them. Exit code 1 when a check is an error, 4 when neither the agent nor the control plane answers, else 0.",
+    ["mxctl doctor", "mxctl doctor -o json | jq -r '.[] | select(.level != \"ok\") | .name'"],
   );
   explain(
     program
@@ -75,7 +90,7 @@ function addFilling(program: Command, run: Run): void {
       .action((path, flags) =>
         run(async (settings) => (await import("./commands/fills.ts")).load(settings, path, flags)),
       ),
-    "PATH is relative to the current directory, and must be a path that the agent sees too. Where an index file is, it\ndecides which files belong to the model. Ctrl-C ends the watching, not the load.",
+    "PATH is relative to the current directory, and must be a path that the agent sees too. Where an index file is, it\ndecides which files belong to the model. Ctrl-C ends the load, unless\nsomebody else waits for the same; nothing of it stays.",
     [
       "mxctl load ./my-model --model-name my-model",
       "mxctl load model.safetensors --model-name my-model --rank 1",
@@ -126,13 +141,13 @@ function build(run: Run): Command {
     .option("--config <file>", "YAML file with endpoint, socket, output, timeout")
     .option("--endpoint <host:port>", "control plane (environment MODEL_EXPRESS_ENDPOINT; default localhost:8001)")
     .option("--socket <path>", "local agent's socket (environment MX_AGENT_SOCKET; default /run/weightline/agent.sock)")
-    .option("--output <format>", "table, wide, json or yaml (default: table)")
+    .option("-o, --output <format>", "table, wide, json or yaml (default: table)")
     .option("--timeout <seconds>", "for each call (environment MODEL_EXPRESS_TIMEOUT; default 30)")
     .option("-v, --verbose", "show causes of errors")
     .configureHelp({ showGlobalOptions: true })
     .addHelpText(
       "after",
-      `\nnodes, sources, transfers and pull --nodes ask the control plane; load, pull, evict and drain the local agent; health both.\nA call to the control plane is given again MODEL_EXPRESS_MAX_RETRIES times (default 0).\n\n${EXIT_CODES}\n\nExamples:\n  mxctl load ./my-model --model-name my-model\n  mxctl pull --model-name my-model --nodes all\n  mxctl nodes --output json`,
+      `\nnodes, sources, transfers and pull --nodes ask the control plane; load, pull, evict and drain the local agent; health and doctor both.\nA call to the control plane is given again MODEL_EXPRESS_MAX_RETRIES times (default 0).\n\n${EXIT_CODES}\n\nExamples:\n  mxctl load ./my-model --model-name my-model\n  mxctl pull --model-name my-model --nodes all\n  mxctl nodes --output json`,
     )
     .exitOverride()
     .configureOutput({ writeErr: () => undefined });
@@ -142,9 +157,26 @@ function build(run: Run): Command {
   return program;
 }
 
+/** Commander takes whatever follows as a flag's value: `--endpoint --output json` would name a host "--output". */
+function checkFlagValues(program: Command, argv: readonly string[]): void {
+  const options = [program, ...program.commands].flatMap((command) => command.options);
+  const names = new Set(options.flatMap(({ long, short }) => [long, short]));
+  const needy = new Set(options.filter(({ required }) => required).flatMap(({ long, short }) => [long, short]));
+  const end = argv.indexOf("--");
+  for (const [i, flag] of argv.slice(0, end < 0 ? argv.length : end).entries()) {
+    const next = argv[i + 1];
+    if (needy.has(flag) && next !== undefined && names.has(next.split("=")[0] ?? next)) {
+      throw missingValue(flag, next);
+    }
+  }
+}
+
 function complain(error: unknown, verbose: boolean): number {
   const known = toWeightlineError(error);
   process.stderr.write(`mxctl: ${printable(describeError(known).replaceAll("\n", " "))}\n`);
+  if (verbose && known.requestId !== "") {
+    process.stderr.write(`  request: ${printable(known.requestId)} in the log of the program that answered\n`);
+  }
   for (let cause: unknown = known.cause; verbose && cause instanceof Error; cause = cause.cause) {
     process.stderr.write(`  because: ${printable(cause.message.replaceAll("\n", " "))}\n`);
   }
@@ -164,6 +196,7 @@ export async function runMxctl(argv: readonly string[], env: NodeJS.ProcessEnv):
       program.outputHelp();
       return USAGE_EXIT;
     }
+    checkFlagValues(program, argv);
     await program.parseAsync([...argv], { from: "user" });
     return 0;
   } catch (error) {

@@ -1,6 +1,10 @@
-import { readFileSync } from "node:fs";
-import { type ErrorFacts, type NetworkAddress, parseAddresses, WeightlineError } from "@weightline/runtime";
-import { parse } from "yaml";
+import {
+  type ErrorFacts,
+  type NetworkAddress,
+  parseAddresses,
+  readYamlFile,
+  WeightlineError,
+} from "@weightline/runtime/client";
 
 export const OUTPUT_FORMATS = ["table", "wide", "json", "yaml"] as const;
 export type OutputFormat = (typeof OUTPUT_FORMATS)[number];
@@ -49,35 +53,19 @@ function invalid(message: string, field: string, facts: ErrorFacts): WeightlineE
   return new WeightlineError("InvalidArgument", message, { field, ...facts });
 }
 
-function parseConfig(path: string): Record<string, unknown> {
-  let root: unknown;
-  try {
-    root = parse(readFileSync(path, "utf8"));
-  } catch (cause) {
-    throw invalid(`--config ${path} cannot be read: ${(cause as Error).message}`, "--config", {
-      value: path,
-      wayOut: "give a YAML file that this user may read",
-      cause,
-    });
-  }
-  if (root !== null && (typeof root !== "object" || Array.isArray(root))) {
-    throw invalid(`--config ${path} is no map of settings`, "--config", {
-      value: path,
-      wayOut: `write lines like endpoint: ${DEFAULT_ENDPOINT}; known are ${CONFIG_KEYS.join(", ")}`,
-    });
-  }
-  return (root ?? {}) as Record<string, unknown>;
-}
-
 function readConfig(path: string | undefined): Map<ConfigKey, Given> {
   const values = new Map<ConfigKey, Given>();
-  for (const [name, value] of Object.entries(path === undefined ? {} : parseConfig(path))) {
+  for (const [name, value] of Object.entries(path === undefined ? {} : readYamlFile(path, "--config"))) {
     const key = CONFIG_KEYS.find((known) => known === name);
     if (key === undefined) {
       throw invalid(`${path}: setting ${name} is not known`, name, {
         limit: CONFIG_KEYS.join(", "),
         wayOut: `known are ${CONFIG_KEYS.join(", ")}`,
       });
+    }
+    // `null` says what leaving the line out says.
+    if (value === null) {
+      continue;
     }
     if (typeof value !== "string" && !(key === "timeout" && typeof value === "number")) {
       const wanted = key === "timeout" ? "a number of seconds" : "a string";
@@ -150,14 +138,6 @@ function readOutput({ text, from }: Given): OutputFormat {
   return output;
 }
 
-function readEndpoint({ text, from }: Given): NetworkAddress[] {
-  const addresses = parseAddresses(text, from);
-  if (addresses.length === 0) {
-    throw invalid(`${from} "${text}" names no address`, from, { value: text, wayOut: `give ${DEFAULT_ENDPOINT}` });
-  }
-  return addresses;
-}
-
 /** Global options of one command line. Throws InvalidArgument, which names the value and where it came from. */
 export function readSettings(flags: GlobalFlags, env: NodeJS.ProcessEnv): Settings {
   const file = readConfig(flags.config);
@@ -165,7 +145,7 @@ export function readSettings(flags: GlobalFlags, env: NodeJS.ProcessEnv): Settin
   const endpoint = choose("--endpoint", flags.endpoint, env, variables, file.get("endpoint"), DEFAULT_ENDPOINT);
   const socket = choose("--socket", flags.socket, env, ["MX_AGENT_SOCKET"], file.get("socket"), DEFAULT_SOCKET);
   return {
-    endpoint: readEndpoint(endpoint),
+    endpoint: parseAddresses(endpoint.text, endpoint.from),
     endpointText: endpoint.text,
     socket: socket.text,
     socketFrom: socket.from,

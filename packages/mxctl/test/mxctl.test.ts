@@ -11,6 +11,7 @@ import fastify from "fastify";
 import t from "tap";
 import { parse } from "yaml";
 import { type Finished, mxctl, ROOT, runCommand } from "../../../test/support/program.ts";
+import { runMxctl } from "../src/program.ts";
 
 const folder = mkdtempSync(`${tmpdir()}/weightline-mxctl-`);
 const socket = `${folder}/agent.sock`;
@@ -50,15 +51,26 @@ const server = await createGrpcServer({
               lastSeenMs: 9n,
               memory: { limit: 10n, used: 5n },
               holdings: [holding],
+              version: "0.1.0",
+              protection: "read-only mount",
             },
             { name: "n2", state: NodeState.LOST },
             ...(hostile ? [{ name: "\u001b]0;own\u0007\u009b31m\u202e", state: NodeState.READY }] : []),
           ],
+          nowMs: 5009n,
         };
       },
       listSources: () => ({ sources: [] }),
-      listTransfers: () => ({
+      listTransfers: ({ last }) => ({
         transfers: [
+          ...Array.from({ length: last }, (_, i) => ({
+            modelName: `ended${i}`,
+            state: i === 0 ? TransferState.FAILED : TransferState.DONE,
+            endedMs: 1000n * BigInt(i + 1),
+            error: i === 0 ? "it broke" : "",
+            phases: { findingS: 0.1234567, openingS: 1, layoutS: 2, firstByteS: 3, receivingS: 4, finishingS: 5 },
+            waits: { parentS: 0.5, wireS: 1.5, verifyS: 2.5, storeS: 3.5 },
+          })),
           {
             modelName: "m",
             node: "n1",
@@ -120,6 +132,25 @@ t.teardown(async () => {
   rmSync(folder, { recursive: true });
 });
 const endpoint = `127.0.0.1:${server.port}`;
+/** A command line that fails before it calls anybody, in this process: a start costs half a second. */
+async function complains(
+  parameters: readonly string[],
+  env: Record<string, string> = {},
+): Promise<{ code: number; stderr: string }> {
+  const { write } = process.stderr;
+  let stderr = "";
+  process.stderr.write = (text: string | Uint8Array) => {
+    stderr += String(text);
+    return true;
+  };
+  try {
+    const code = await runMxctl(parameters, env);
+    return { code, stderr };
+  } finally {
+    process.stderr.write = write;
+  }
+}
+
 const run = (...parameters: string[]): Promise<Finished> =>
   mxctl(["--endpoint", endpoint, "--socket", socket, ...parameters]);
 
@@ -147,7 +178,8 @@ t.test("nodes: table, wide, json, yaml", async (t) => {
         holding_id: "a".repeat(32),
       },
     ],
-    version: "",
+    version: "0.1.0",
+    protection: "read-only mount",
   });
   t.match(json[1], { name: "n2", state: "lost", holdings: [] });
   t.same(parse((await run("--output", "yaml", "nodes")).stdout), json);
@@ -156,7 +188,16 @@ t.test("nodes: table, wide, json, yaml", async (t) => {
   t.match(table, /n1 +ready +5 B \/ 10 B +m@rrrrrrrrrrrr +1 +filling 50%/);
   t.notMatch(table, "\u001b", "no colour into a pipe");
   t.notMatch(table, /ADDRESS/);
-  t.match((await run("--output", "wide", "nodes")).stdout, /ADDRESS/);
+  const wide = (await run("nodes", "-o", "wide")).stdout.split("\n");
+  t.match(
+    wide[0],
+    /^NODE +STATE +SEEN +ADDRESS +EPOCH +VERSION +PROTECTION +MEMORY +MODEL +RANK +HOLDING +VERIFIED +SIZE +TIER +LEASES +DIGEST +SOURCE$/,
+  );
+  t.match(
+    wide[1],
+    /^n1 +ready +5 s ago +h:1 +5 +0\.1\.0 +read-only mount +5 B \/ 10 B +m@r{12} +1 +filling 50% +50% +4096\.0 TiB +dram +2 +f{16}$/,
+  );
+  t.match(wide[2], /^n2 +lost +- +0 +- +- +0 B \/ 0 B +-$/);
 });
 
 t.test("a name cannot command the terminal", async (t) => {
@@ -183,6 +224,21 @@ t.test("transfers, sources", async (t) => {
     },
   ]);
   t.match(done.stderr, /did not answer: n2/);
+  const last = JSON.parse((await run("transfers", "--last", "3", "-o", "json")).stdout);
+  t.same(
+    last.map(({ model_name }: { model_name: string }) => model_name),
+    ["ended2", "ended1", "ended0"],
+    "ended ones alone, the newest first",
+  );
+  t.match(last[2], {
+    state: "failed",
+    error: "it broke",
+    phases: { finding_s: 0.123, opening_s: 1, layout_s: 2, first_byte_s: 3, receiving_s: 4, finishing_s: 5 },
+    waits: { parent_s: 0.5, wire_s: 1.5, verify_s: 2.5, store_s: 3.5 },
+  });
+  const table = (await run("transfers", "--last")).stdout;
+  t.equal(table.split("\n").length, 12, "ten by default");
+  t.match(table, /1970-01-01T00:00:10 +ended9 .* 0\.12 +1\.00 +2\.00 +3\.00 +4\.00 +5\.00 +0\.50\/1\.50\/2\.50\/3\.50/);
   t.match((await run("sources")).stdout, /^no sources\n$/);
   t.same(JSON.parse((await run("sources", "--output", "json")).stdout), []);
 });
@@ -246,12 +302,16 @@ t.test("exit codes: one for each kind of failure, one line with a way out", asyn
       ["load", "/x", "--model-name", "m"],
       ["pull", "--model-name", "m"],
     ]) {
-      const done = await run(...command);
+      const done = await complains(["--endpoint", endpoint, "--socket", socket, ...command]);
       t.equal(done.code, exit, `${code}: ${command[0]}`);
       t.equal(done.stderr, `mxctl: a failure of kind ${code}; way out: do something\n`);
-      t.equal(done.stdout, "");
     }
   }
+  const spawned = await run("evict", "--model-name", "m");
+  t.equal(spawned.code, 6, "the process ends with that code");
+  t.equal(spawned.stdout, "");
+  failure = new WeightlineError("Refused", "no");
+  t.match((await run("-v", "evict", "--model-name", "m")).stderr, /^ {2}request: [0-9a-f]{8} in the log/m);
   failure = undefined;
 });
 
@@ -267,6 +327,10 @@ t.test("usage: exit 2, and what was meant", async (t) => {
     [["--timeout", "soon", "nodes"], /--timeout "soon" is not a number/],
     [["--timeout", "0", "nodes"], /--timeout "0" is not a number of seconds above 0/],
     [["--endpoint", ",", "nodes"], /--endpoint "," names no address/],
+    [["--endpoint", "a:1,,b:2", "nodes"], /--endpoint "a:1,,b:2" has an empty part/],
+    [["--endpoint", "--output", "json", "nodes"], /--endpoint needs a value; way out: .*--endpoint=--output/],
+    [["pull", "--model-name", "--nodes", "all"], /--model-name needs a value; way out: .*--model-name=--nodes/],
+    [["load", "x", "--model-name", "m", "--rank", "--replace"], /--rank needs a value/],
     [["load", "", "--model-name", "m"], /PATH is empty/],
     [["load", "/x", "--model-name", ""], /--model-name is empty/],
     [["pull", "--model-name", ""], /--model-name is empty/],
@@ -278,23 +342,37 @@ t.test("usage: exit 2, and what was meant", async (t) => {
     [["--endpoint", "nowhere", "nodes"], /--endpoint "nowhere" is not host:port/],
     [["pull", "--model-name", "m", "--rank", "-1"], /--rank "-1" is not a whole number/],
     [["pull", "--model-name", "m", "--nodes", ","], /--nodes names no node/],
+    [["pull", "--model-name", "m", "--nodes", "a,,b"], /--nodes "a,,b" has an empty name/],
+    [["transfers", "--last", "many"], /--last "many" is not a whole number from 0 to 500/],
+    [["transfers", "--last", "--watch"], /--last shows what has ended/],
     [["health", "--only", "x"], /--only "x" is not known/],
     [["--config", `${folder}/none.yaml`, "nodes"], /cannot be read/],
   ];
   for (const [parameters, pattern] of wrong) {
-    const done = await mxctl(parameters);
-    t.equal(done.code, 2, parameters.join(" "));
-    t.match(done.stderr, pattern);
+    const { code, stderr } = await complains(parameters);
+    t.equal(code, 2, parameters.join(" "));
+    t.match(stderr, pattern);
+    t.match(stderr, /^mxctl: .*; way out: .*\n$/, "one line");
   }
+  t.equal((await mxctl(["fly"])).code, 2, "the process ends with that code");
   t.equal((await mxctl([])).code, 2);
   const help = await mxctl(["--help"]);
   t.equal(help.code, 0);
   t.match(help.stdout, /Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 unreachable, 5 not permitted, 6 in use/);
-  for (const command of ["nodes", "sources", "transfers", "load", "pull", "evict", "drain", "health"]) {
+  const commands = ["nodes", "sources", "transfers", "load", "pull", "evict", "drain", "health", "doctor"];
+  // All in one process: what a start costs is no matter of help.
+  const program = `import { runMxctl } from "${ROOT}packages/mxctl/src/program.ts";
+    for (const command of ${JSON.stringify(commands)}) {
+      process.stdout.write("\\f");
+      process.exitCode ||= await runMxctl([command, "--help"], {});
+    }`;
+  const all = await runCommand([process.execPath, "--input-type=module-typescript", "-e", program]);
+  t.equal(all.code, 0, all.stderr);
+  const pages = all.stdout.split("\f").slice(1);
+  t.equal(pages.length, commands.length);
+  for (const [i, command] of commands.entries()) {
     t.match(help.stdout, command);
-    const { code, stdout } = await mxctl([command, "--help"]);
-    t.equal(code, 0);
-    t.match(stdout, new RegExp(`Global Options:[\\s\\S]*--socket[\\s\\S]*Examples:\\n  mxctl .*${command}`), command);
+    t.match(pages[i], new RegExp(`Global Options:[\\s\\S]*--socket[\\s\\S]*Examples:\\n  mxctl .*${command}`), command);
   }
 });
 
@@ -338,15 +416,19 @@ t.test("a wrong setting is named with where it came from: exit 2", async (t) => 
     ["timeout: soon", {}, /setting.yaml: timeout "soon" is not a number/],
     ["output: 5", {}, /setting.yaml: setting output 5 is not a string/],
     ["output: xml", {}, /setting.yaml: output "xml" is not known/],
-    ["just words", {}, /is no map of settings/],
-    ["a: b: c", {}, /cannot be read/],
+    ["just words", {}, /is not a mapping of settings/],
+    ["endpoint: {hunter2: x", {}, /cannot be read at line 1, column \d+: .*; way out: /],
+    ["a: b: c", {}, /cannot be read at line 1, column/],
   ];
   for (const [text, env, pattern] of wrong) {
     writeFileSync(`${folder}/setting.yaml`, text);
-    const done = await mxctl(["--config", `${folder}/setting.yaml`, "nodes"], { env });
-    t.equal(done.code, 2, text);
-    t.match(done.stderr, pattern);
+    const { code, stderr } = await complains(["--config", `${folder}/setting.yaml`, "nodes"], env);
+    t.equal(code, 2, text);
+    t.match(stderr, pattern);
+    t.notMatch(stderr, "hunter2", "the file's text may be a secret");
   }
+  writeFileSync(`${folder}/null.yaml`, `endpoint: ${endpoint}\noutput: null\ntimeout: ~\nsocket:\n`);
+  t.equal((await mxctl(["--config", `${folder}/null.yaml`, "nodes"])).code, 0, "null is not given");
 });
 
 t.test("output that pipes: a reader that leaves is no failure", async (t) => {

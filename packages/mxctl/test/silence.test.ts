@@ -154,13 +154,27 @@ t.test("transfers --watch asks again until Ctrl-C, which is clean", async (t) =>
   t.match(watching.output(), /^(no transfers in the last ten minutes\n)+$/, "no stack, no escape codes");
 });
 
+t.test("transfers --watch --output json: one array a line, as pipes take it", async (t) => {
+  const watching = startProgram("mxctl", ["--endpoint", endpoint, "transfers", "--watch", "-o", "json"]);
+  await watching.waitFor(/^(\[\]\n){2}/);
+  watching.kill("SIGINT");
+  t.equal(await watching.exited, 130);
+  t.match(watching.output(), /^(\[\]\n)+$/);
+});
+
 t.test("Ctrl-C in a load", async (t) => {
   const loading = startProgram("mxctl", ["--socket", `${folder}/frozen.sock`, "load", "/x", "--model-name", "m"]);
   const taken = new Promise<void>((resolve) => frozen.once("connection", () => resolve()));
   await taken;
   loading.kill("SIGINT");
   t.equal(await loading.exited, 130);
-  t.equal(loading.output(), "");
+  t.match(loading.output(), /^mxctl: the load ends with this command, unless somebody else waits for the same.*\n$/);
+  const again = new Promise<void>((resolve) => frozen.once("connection", () => resolve()));
+  const pulling = startProgram("mxctl", ["--socket", `${folder}/frozen.sock`, "pull", "--model-name", "m"]);
+  await again;
+  pulling.kill("SIGINT");
+  t.equal(await pulling.exited, 130);
+  t.match(pulling.output(), /^mxctl: the transfer goes on without this command.*\n$/);
 });
 
 t.test("errors that nobody reads change no exit code", async (t) => {

@@ -1,5 +1,13 @@
 import { hostname } from "node:os";
-import { LOG_FORMATS, LOG_LEVELS, type OptionValues, option, optionTypes } from "@weightline/runtime";
+import {
+  checkAddresses,
+  checkLogFile,
+  LOG_FORMATS,
+  LOG_LEVELS,
+  type OptionValues,
+  option,
+  optionTypes,
+} from "@weightline/runtime";
 import { linkRate } from "./transfers/link-rate.ts";
 
 const { byteSize, choice, duration, integer, port, text } = optionTypes;
@@ -49,6 +57,7 @@ export const AGENT_OPTIONS = {
     env: ["MODEL_EXPRESS_URL", "MX_SERVER_ADDRESS"],
     default: "localhost:8001",
     description: "the control plane's gRPC address; several with commas between them",
+    check: checkAddresses,
   }),
   socket: option({
     type: text,
@@ -101,6 +110,7 @@ export const AGENT_OPTIONS = {
     flag: "--link-rate",
     env: ["MX_AGENT_LINK_RATE"],
     default: 0,
+    optional: true,
     description:
       "rate of the network link, like 100Gbit, for percent-of-bound; the fastest interface's speed by default, else the best rate seen",
   }),
@@ -142,8 +152,9 @@ export const AGENT_OPTIONS = {
     flag: "--memory-limit",
     env: ["MX_AGENT_MEMORY_LIMIT"],
     default: 0,
+    optional: true,
     description:
-      "bytes for all holdings, like 64GiB; by default the smallest of 80 % of the tmpfs, 50 % of RAM and 90 % of the cgroup's limit",
+      "bytes for all holdings, like 64Gi; by default the smallest of 80 % of the tmpfs, 50 % of RAM and 90 % of the cgroup's limit",
   }),
   digest: option({
     type: choice(["xxh3-128", "sha-256"]),
@@ -207,6 +218,7 @@ export const AGENT_OPTIONS = {
     yaml: "logging.file",
     default: "",
     description: "file to log to; standard error by default",
+    check: checkLogFile,
   }),
 };
 

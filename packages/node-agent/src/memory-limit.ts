@@ -40,13 +40,18 @@ export function cgroupMemoryLimit(cgroupLines: readonly string[]): number | unde
   return limits.length === 0 ? undefined : Math.min(...limits);
 }
 
+/** That of this process. */
+export function ownCgroupMemoryLimit(): number | undefined {
+  return cgroupMemoryLimit(readFileSync("/proc/self/cgroup", "utf8").trim().split("\n"));
+}
+
 /** Bytes for all holdings: what is configured, else the smallest of the shares of tmpfs, RAM and cgroup. */
 export function memoryLimit(configured: number, tmpfsBytes: number): number {
   if (configured > 0) {
     return configured;
   }
   const limits = [tmpfsBytes * TMPFS_SHARE, totalmem() * RAM_SHARE];
-  const cgroup = cgroupMemoryLimit(readFileSync("/proc/self/cgroup", "utf8").trim().split("\n"));
+  const cgroup = ownCgroupMemoryLimit();
   if (cgroup !== undefined) {
     limits.push(cgroup * CGROUP_SHARE);
   }

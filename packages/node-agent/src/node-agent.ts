@@ -5,6 +5,7 @@ import { PeerService } from "@weightline/proto/peer";
 import { type DescriptorServerHandle, type MoverReport, native } from "@weightline/rdma-native";
 import {
   createBoundedLog,
+  createFailureLog,
   createGrpcChannel,
   createGrpcServer,
   createHealthStatus,
@@ -18,6 +19,7 @@ import {
 } from "@weightline/runtime";
 import { type AgentConfiguration, DESCRIPTOR_SOCKET_SUFFIX } from "./configuration.ts";
 import { createDirectoryClient, type DirectoryClient } from "./directory/directory-client.ts";
+import { createDoctor } from "./doctor/doctor.ts";
 import { createAcquirer } from "./fills/acquirer.ts";
 import { matches, targetOf } from "./fills/candidates.ts";
 import { createFillBoard } from "./fills/fill-board.ts";
@@ -60,9 +62,6 @@ export interface NodeAgent {
 
 const VERSION: string = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")).version;
 const STOP_GRACE_MS = 2000;
-/** Lines in the log of one kind that pods can cause at will. */
-const STRANGER_LINES_MAX = 10;
-const STRANGER_PERIOD_MS = 10_000;
 /** How long other nodes are asked what they hold before something is evicted. */
 const HELD_ELSEWHERE_TIMEOUT_MS = 1000;
 /** contract.md: seconds that stock clients give a transfer. */
@@ -83,7 +82,7 @@ function insideContainer(): boolean {
 /** Starts an agent. Throws what keeps it from working, naming the setting; what was started by then is stopped again. */
 export async function createNodeAgent(configuration: AgentConfiguration, log: Logger): Promise<NodeAgent> {
   const life = createLifecycle((part, error) =>
-    log.warn({ part, error: toWeightlineError(error).message }, "did not stop cleanly"),
+    log.warn({ event: "unclean-stop", part, error: toWeightlineError(error).message }, "did not stop cleanly"),
   );
   try {
     return await start(configuration, log, life);
@@ -108,6 +107,7 @@ async function start(
   const level = native.storeViewLevel(store.view);
   if (level === "plain") {
     log.warn(
+      { event: "protection-plain", store: store.path },
       "descriptors given to pods are only protected by being read-only: no read-only mount could be made (--store-ro)",
     );
   }
@@ -149,8 +149,8 @@ async function start(
   const peers = createPeerClient(node, log);
   life.add({ name: "peer channels", stop: () => peers.close() });
 
-  const strangers = createBoundedLog({ log, linesMax: STRANGER_LINES_MAX, periodMs: STRANGER_PERIOD_MS });
-  const leases = createLeaseTable(registry, strangers);
+  const bounded = createBoundedLog(log);
+  const leases = createLeaseTable(registry, bounded);
   const linkRate = createLinkRate(configuration.linkRate);
   const transfers = createTransferLog(node, linkRate);
   const fills = createFillBoard<Holding>();
@@ -196,6 +196,7 @@ async function start(
     nodeState,
     intervalMs: configuration.announceIntervalMs,
     version: VERSION,
+    protection: level,
     log,
   });
   parts = { mover, directory };
@@ -275,7 +276,7 @@ async function start(
         .fill(wantedFrom(named))
         .fill.done.catch((error: unknown) =>
           log.warn(
-            { holding: holding.id, error: toWeightlineError(error).message },
+            { event: "refill-failed", holding: holding.id, error: toWeightlineError(error).message },
             "a holding could not be filled again",
           ),
         );
@@ -286,7 +287,7 @@ async function start(
     if (holding.record.state === "filling") {
       // Its fill goes on, and mends it before anybody calls it complete.
       log.error(
-        { holding: holding.id, model: modelNameOf(holding) },
+        { event: "holding-suspect", holding: holding.id, model: modelNameOf(holding) },
         "damaged while it is filled: it is served no more",
       );
       holding.suspect = true;
@@ -294,7 +295,10 @@ async function start(
     if (holding.record.state !== "complete") {
       return;
     }
-    log.error({ holding: holding.id, model: modelNameOf(holding) }, "damaged: it is attached and served no more");
+    log.error(
+      { event: "holding-damaged", holding: holding.id, model: modelNameOf(holding) },
+      "damaged: it is attached and served no more",
+    );
     if (descriptors !== undefined) {
       native.revokeDescriptors(descriptors, holding.id);
     }
@@ -366,8 +370,7 @@ async function start(
       }),
       health.route,
     ],
-    onError: (service, method, error) =>
-      log.error({ service, method, error: toWeightlineError(error).cause }, "a peer's call failed"),
+    onFailure: createFailureLog(log),
   });
   address = formatAddress({ host, port: peerServer.port });
 
@@ -379,7 +382,9 @@ async function start(
     mover,
     log,
     resume: (holding) => {
-      if (holding.record.source.kind === "load" && holding.record.state === "filling") {
+      const { kind } = holding.record.source;
+      log.info({ event: "fill-resumed", holding: holding.id, model: modelNameOf(holding), kind }, "a fill goes on");
+      if (kind === "load" && holding.record.state === "filling") {
         const [named] = holding.record.identities;
         const fill = fills.start(named === undefined ? holding.id : keyOf(named), async (report, signal) => {
           await loader.resume(holding, report, signal);
@@ -387,7 +392,7 @@ async function start(
         });
         fill.done.catch(async (error: unknown) => {
           log.warn(
-            { holding: holding.id, error: toWeightlineError(error).message },
+            { event: "resume-failed", holding: holding.id, error: toWeightlineError(error).message },
             "an interrupted load could not go on",
           );
           if (!mover.closed()) {
@@ -411,7 +416,8 @@ async function start(
     } else if (event.kind === "sent") {
       tickets.used(event.pid);
     } else {
-      strangers.warn({ process: event.pid, reason: event.reason }, "refused descriptors");
+      const { pid, reason } = event;
+      bounded("warn", { event: "descriptors-refused", process: pid, reason }, "refused descriptors");
     }
   });
   descriptors = descriptorServer;
@@ -423,7 +429,7 @@ async function start(
     path: configuration.socket,
     leases,
     log,
-    strangers,
+    bounded,
     onRefusal: (refusal) => agentMetrics.refusedLocally(refusal),
     route: createLocalService({
       registry,
@@ -438,6 +444,20 @@ async function start(
       descriptorSocket,
       draining,
       drain,
+      doctor: createDoctor({
+        node,
+        channel,
+        controlPlane: configuration.controlPlane,
+        announces: directory.state,
+        account,
+        store,
+        registry,
+        mover,
+        protection: level,
+        socket: configuration.socket,
+        descriptorSocket,
+        env: process.env,
+      }),
       onAcquire: (outcome, seconds) => agentMetrics.acquired(outcome, seconds),
       onAttach: (seconds) => agentMetrics.attached(seconds),
       status: () => ({

@@ -79,7 +79,7 @@ const inUse = () => new WeightlineError("InUse", "mapped");
 
 t.test("while it may go it is not leased; when it stays, who acquired meanwhile gets it", async (t) => {
   const store = makeStore({ one: 10 });
-  const table = createLeaseTable(store.registry, { info: () => undefined, warn: () => undefined });
+  const table = createLeaseTable(store.registry, () => undefined);
   const owner = table.enter(native.openProcess(process.pid));
   let pulls = 0;
   const puller = {

@@ -2,7 +2,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { setTimeout as sleep } from "node:timers/promises";
 import { native } from "@weightline/rdma-native";
-import { type BoundedLog, createBoundedLog, type Logger } from "@weightline/runtime";
+import type { BoundedLog } from "@weightline/runtime";
 import t, { type Test } from "tap";
 import type { Holding } from "../src/holdings/holding.ts";
 import type { HoldingRegistry } from "../src/holdings/holding-registry.ts";
@@ -12,7 +12,7 @@ import { POD_LEASE_PROCESSES_MAX, POD_LEASES_MAX } from "../src/local/limits.ts"
 const holding = (state = "complete"): Holding =>
   ({ id: "h", record: { state }, leases: 0, lastUsedAt: 0, readers: 0 }) as unknown as Holding;
 const registry = { changed: () => undefined } as unknown as HoldingRegistry;
-const silent: BoundedLog = { info: () => undefined, warn: () => undefined };
+const silent: BoundedLog = () => undefined;
 
 function child(t: Test): ChildProcess & { pid: number } {
   const process = spawn("sleep", ["60"], { stdio: "ignore" });
@@ -80,7 +80,7 @@ t.test("processes of a pod with leases: up to the cap", async (t) => {
 
 t.test("one owner for all connections of a process; its end ends all its leases, and late ones too", async (t) => {
   const ended: unknown[] = [];
-  const table = createLeaseTable(registry, { ...silent, info: (facts) => void ended.push(facts) });
+  const table = createLeaseTable(registry, (_level, facts) => void ended.push(facts));
   const one = holding();
   const process = child(t);
   const first = table.enter(native.openProcess(process.pid));
@@ -91,7 +91,7 @@ t.test("one owner for all connections of a process; its end ends all its leases,
   }
   process.kill("SIGKILL");
   t.ok(await eventually(() => one.leases === 0));
-  t.same(ended, [{ process: process.pid, leases: 5 }]);
+  t.same(ended, [{ event: "leases-ended", process: process.pid, leases: 5 }]);
   // A call that was under way when its process ended.
   table.grant(one, first, "pod x");
   t.ok(await eventually(() => one.leases === 0), "it is told at once");
@@ -138,19 +138,4 @@ t.test("only complete holdings are leased; a timed lease is nobody's to give bac
   table.grantTimed(one, 20);
   t.ok(await eventually(() => one.leases === 0), "it ends by itself");
   table.leave(owner);
-});
-
-t.test("lines that strangers cause: so many in a period, then their count", async (t) => {
-  const lines: unknown[][] = [];
-  const log = { warn: (...line: unknown[]) => lines.push(line), info: () => undefined } as unknown as Logger;
-  const bounded = createBoundedLog({ log, linesMax: 3, periodMs: 50 });
-  for (let i = 0; i < 1000; i++) {
-    bounded.warn({ i }, "refused");
-  }
-  bounded.warn({}, "another kind");
-  t.equal(lines.length, 4);
-  t.ok(await eventually(() => lines.length === 5));
-  t.same(lines.at(-1), [{ left_out: 997, period_ms: 50 }, "refused"]);
-  bounded.warn({ i: 0 }, "refused");
-  t.equal(lines.length, 6, "a new period");
 });

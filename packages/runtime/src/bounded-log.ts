@@ -1,50 +1,56 @@
-import type { Logger } from "./logging.ts";
+import type { LOG_LEVELS, Logger } from "./logging.ts";
 
-/** Writes lines that strangers can cause: so many in a period, then one that counts those left out. */
-export interface BoundedLog {
-  warn(facts: Record<string, unknown>, message: string): void;
-  info(facts: Record<string, unknown>, message: string): void;
+/** A line of the log with the stable name of what happened; docs/events.md lists the names. */
+export interface EventFields {
+  event: string;
+  [field: string]: unknown;
 }
 
-export interface BoundedLogOptions {
-  log: Logger;
-  /** Lines of one message in a period. */
-  linesMax: number;
-  periodMs: number;
-}
+/** Writes one line, or counts it as left out. */
+export type BoundedLog = (level: (typeof LOG_LEVELS)[number], fields: EventFields, message: string) => void;
 
-interface Period {
+/** What others can provoke may write so many lines of one event a second. */
+export const BOUNDED_LINES_PER_SECOND = 10;
+const WINDOW_MS = 1000;
+
+interface Window {
+  startedAt: number;
   lines: number;
   leftOut: number;
 }
 
-/** Messages are few and fixed; what differs between strangers belongs into the facts. */
-export function createBoundedLog({ log, linesMax, periodMs }: BoundedLogOptions): BoundedLog {
-  const periods = new Map<string, Period>();
-
-  const write = (level: "warn" | "info", facts: Record<string, unknown>, message: string) => {
-    const running = periods.get(message);
-    if (running !== undefined && running.lines >= linesMax) {
-      running.leftOut += 1;
+/**
+ * A log for what callers and peers can provoke: of each event at most {@link BOUNDED_LINES_PER_SECOND}, then one line that
+ * says how many were left out. `fields.event` must be one of a few fixed names: each keeps a little state.
+ */
+export function createBoundedLog(log: Logger): BoundedLog {
+  const windows = new Map<string, Window>();
+  return (level, fields, message) => {
+    if (!log.isLevelEnabled(level)) {
       return;
     }
-    log[level](facts, message);
-    if (running !== undefined) {
-      running.lines += 1;
+    const { event } = fields;
+    let window = windows.get(event);
+    // One that left something out ends by its timer, which tells.
+    if (window === undefined || (window.leftOut === 0 && performance.now() - window.startedAt >= WINDOW_MS)) {
+      window = { startedAt: performance.now(), lines: 0, leftOut: 0 };
+      windows.set(event, window);
+    }
+    if (window.lines < BOUNDED_LINES_PER_SECOND) {
+      window.lines += 1;
+      log[level](fields, message);
       return;
     }
-    const period: Period = { lines: 1, leftOut: 0 };
-    periods.set(message, period);
-    setTimeout(() => {
-      periods.delete(message);
-      if (period.leftOut > 0) {
-        log[level]({ left_out: period.leftOut, period_ms: periodMs }, message);
-      }
-    }, periodMs).unref();
-  };
-
-  return {
-    warn: (facts, message) => write("warn", facts, message),
-    info: (facts, message) => write("info", facts, message),
+    window.leftOut += 1;
+    if (window.leftOut === 1) {
+      const full = window;
+      setTimeout(
+        () => {
+          windows.delete(event);
+          log[level]({ event, left_out: full.leftOut }, "more of this event came within a second and are left out");
+        },
+        Math.max(1, WINDOW_MS - (performance.now() - window.startedAt)),
+      ).unref();
+    }
   };
 }

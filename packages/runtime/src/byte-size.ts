@@ -1,19 +1,28 @@
-const UNITS: Readonly<Record<string, bigint>> = {
-  "": 1n,
-  B: 1n,
-  K: 1n << 10n,
-  M: 1n << 20n,
-  G: 1n << 30n,
-  T: 1n << 40n,
-  KIB: 1n << 10n,
-  MIB: 1n << 20n,
-  GIB: 1n << 30n,
-  TIB: 1n << 40n,
-  KB: 1_000n,
-  MB: 1_000_000n,
-  GB: 1_000_000_000n,
-  TB: 1_000_000_000_000n,
-};
+/** Powers of 1024 and of 1000, by the letter of the unit. */
+const PREFIXES = ["k", "M", "G", "T", "P"] as const;
+
+/** Kubernetes' letters, as it writes them: a lower-case `m` is a thousandth there, and never meant. */
+const QUANTITIES = new Map<string, bigint>([
+  ["", 1n],
+  ["K", 1000n],
+  ...PREFIXES.flatMap(
+    (letter, i): Array<[string, bigint]> => [
+      [letter, 1000n ** BigInt(i + 1)],
+      [`${letter.toUpperCase()}i`, 1024n ** BigInt(i + 1)],
+    ],
+  ),
+]);
+
+/** With a B, in any case: "64GiB", "100MB", "1gib". */
+const WITH_B = new Map<string, bigint>([
+  ["B", 1n],
+  ...PREFIXES.flatMap(
+    (letter, i): Array<[string, bigint]> => [
+      [`${letter.toUpperCase()}B`, 1000n ** BigInt(i + 1)],
+      [`${letter.toUpperCase()}IB`, 1024n ** BigInt(i + 1)],
+    ],
+  ),
+]);
 
 const SHOWN: ReadonlyArray<readonly [string, number]> = [
   ["TiB", 2 ** 40],
@@ -22,10 +31,13 @@ const SHOWN: ReadonlyArray<readonly [string, number]> = [
   ["KiB", 2 ** 10],
 ];
 
-/** Bytes of "64GiB", "1.5G", "100MB", "4096"; K, M, G and T count in 1024s as KiB do. Undefined for anything else and above 2^53. */
+/**
+ * Bytes of "64Gi" or "64GiB" (1024s), "64G" or "64GB" (1000s), "1.5M", "4096". Undefined for anything else and above 2^53.
+ */
 export function parseByteSize(text: string): number | undefined {
   const match = /^(\d+)(?:\.(\d{1,3}))?\s*([a-z]*)$/i.exec(text.trim());
-  const unit = UNITS[(match?.[3] ?? "").toUpperCase()];
+  const suffix = match?.[3] ?? "";
+  const unit = QUANTITIES.get(suffix) ?? WITH_B.get(suffix.toUpperCase());
   if (match === null || unit === undefined) {
     return undefined;
   }

@@ -40,6 +40,8 @@ export interface ErrorFacts {
   near?: readonly string[] | undefined;
   /** What led to it; goes to the log, never to a caller. */
   cause?: unknown;
+  /** Of a call that failed at another program: what that program's log has it under. */
+  requestId?: string | undefined;
 }
 
 /** The one error class of the product's own failures. `message` is a whole sentence without its way out. */
@@ -51,6 +53,7 @@ export class WeightlineError extends Error {
   readonly limit: string;
   readonly wayOut: string;
   readonly near: readonly string[];
+  readonly requestId: string;
 
   constructor(code: ErrorCode, message: string, facts: ErrorFacts = {}) {
     super(message, facts.cause === undefined ? undefined : { cause: facts.cause });
@@ -60,6 +63,7 @@ export class WeightlineError extends Error {
     this.limit = facts.limit ?? "";
     this.wayOut = facts.wayOut ?? "";
     this.near = facts.near ?? [];
+    this.requestId = facts.requestId ?? "";
   }
 }
 

@@ -1,16 +1,18 @@
-export { type BoundedLog, type BoundedLogOptions, createBoundedLog } from "./bounded-log.ts";
+export { BOUNDED_LINES_PER_SECOND, type BoundedLog, createBoundedLog, type EventFields } from "./bounded-log.ts";
 export { formatByteSize, parseByteSize } from "./byte-size.ts";
 export {
   COMMON_FLAGS,
   type Configuration,
+  missingValue,
   nearNames,
   readConfiguration,
   tableEntries,
 } from "./configuration/configuration.ts";
 export { effectiveText, helpText, sampleText } from "./configuration/configuration-text.ts";
-export { type Option, type OptionValues, option } from "./configuration/option.ts";
+export { acceptsNone, type Fault, type Option, type OptionValues, option } from "./configuration/option.ts";
 export * as optionTypes from "./configuration/option-types.ts";
 export { configureProgram, type ProgramDescription } from "./configuration/program-configuration.ts";
+export { readYamlFile } from "./configuration/yaml-file.ts";
 export { formatDuration, parseDuration } from "./duration.ts";
 export {
   describeError,
@@ -21,10 +23,12 @@ export {
   toWeightlineError,
   WeightlineError,
 } from "./error.ts";
+export { makeFolders } from "./folders.ts";
 export { createLifecycle, type Lifecycle, type Part, type RunningProgram, runProgram } from "./lifecycle.ts";
-export { createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";
+export { checkLogFile, createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";
 export { createMetrics, type Metrics } from "./metrics.ts";
 export {
+  checkAddresses,
   formatAddress,
   isLoopback,
   isWildcard,
@@ -33,6 +37,7 @@ export {
   parseAddresses,
 } from "./network-address.ts";
 export { createOperationsServer, type OperationsServer, type OperationsServerOptions } from "./operations-server.ts";
+export { type CallFailure, createFailureLog } from "./rpc/call-failure.ts";
 export { createGrpcChannel, type GrpcChannel, type GrpcChannelOptions } from "./rpc/grpc-client.ts";
 export {
   createGrpcServer,
@@ -43,11 +48,6 @@ export {
   type ServiceRoute,
 } from "./rpc/grpc-server.ts";
 export { createHealthStatus, type HealthStatus } from "./rpc/health-service.ts";
-export {
-  createLocalClient,
-  type LocalRpcOptions,
-  mountLocalRpc,
-  refuseLocalCall,
-  unaryAnswer,
-} from "./rpc/local-rpc.ts";
+export { createLocalClient } from "./rpc/local-client.ts";
+export { type LocalRpcOptions, mountLocalRpc, refuseLocalCall, unaryAnswer } from "./rpc/local-rpc.ts";
 export { fromRpcError, toConnectError } from "./rpc/rpc-error.ts";

@@ -1,4 +1,4 @@
-import { describeError, toWeightlineError } from "./error.ts";
+import { describeError, toWeightlineError, WeightlineError } from "./error.ts";
 
 /** Something that was started and can be stopped. */
 export interface Part {
@@ -11,18 +11,32 @@ export interface Part {
 export interface Lifecycle {
   /** Adds a part that has started. */
   add(part: Part): void;
-  /** Stops all parts, the last first, each within `graceMs`. A part that fails does not keep the others. */
+  /**
+   * Stops all parts, the last first, each within `graceMs`. A part that fails, or takes longer, is reported with its name and
+   * does not keep the others.
+   */
   stop(graceMs: number): Promise<void>;
 }
 
+/** A part that cuts its own work short at the end of its grace gets so long to say so. */
+const OVERRUN_MS = 1000;
+
+/** `onError` is told once of each part that did not stop cleanly. */
 export function createLifecycle(onError: (part: string, error: unknown) => void): Lifecycle {
   const parts: Part[] = [];
   return {
     add: (part) => parts.push(part),
     async stop(graceMs) {
       for (const part of parts.splice(0).reverse()) {
-        const timeout = Promise.withResolvers<void>();
-        const timer = setTimeout(timeout.resolve, graceMs + 1000);
+        const timeout = Promise.withResolvers<never>();
+        const limitMs = graceMs + OVERRUN_MS;
+        const timer = setTimeout(
+          () =>
+            timeout.reject(
+              new WeightlineError("DeadlineExceeded", `it did not stop within ${limitMs} ms, and is left behind`),
+            ),
+          limitMs,
+        );
         try {
           await Promise.race([part.stop(graceMs), timeout.promise]);
         } catch (error) {

@@ -1,5 +1,10 @@
+import { accessSync, constants, existsSync, openSync, statSync } from "node:fs";
+import { dirname } from "node:path";
 import pino, { type Logger } from "pino";
 import pretty from "pino-pretty";
+import type { Fault } from "./configuration/option.ts";
+import { WeightlineError } from "./error.ts";
+import { makeFolders } from "./folders.ts";
 
 export type { Logger } from "pino";
 
@@ -28,10 +33,84 @@ const SECRET_FIELDS = [
   "*.password",
 ];
 
-/** The program's logger. Logs go to standard error: standard output is for what a command prints. */
+const LOG_FILE_WAY_OUT =
+  "give a file in a folder that this user may write to, or leave it out to log to standard error";
+
+const OPEN_FAULTS: Readonly<Record<string, string>> = {
+  EACCES: "this user may not write there",
+  EPERM: "this user may not write there",
+  EROFS: "the file system is read-only",
+  EISDIR: "it is a folder",
+  ENOSPC: "the file system is full",
+};
+
+function openFault(error: unknown): string {
+  const { code = "", message } = error as NodeJS.ErrnoException;
+  return OPEN_FAULTS[code] ?? message;
+}
+
+/** Why a log file could not be opened; undefined when it can. Makes nothing. */
+function logFileFault(path: string): string | undefined {
+  let folder = dirname(path);
+  while (!existsSync(folder) && folder !== dirname(folder)) {
+    folder = dirname(folder);
+  }
+  try {
+    if (existsSync(path) && statSync(path).isDirectory()) {
+      return "it is a folder";
+    }
+    if (!statSync(folder).isDirectory()) {
+      return `${folder} is not a folder`;
+    }
+    if (existsSync(path)) {
+      accessSync(path, constants.W_OK);
+    } else {
+      accessSync(folder, constants.W_OK | constants.X_OK);
+    }
+    return undefined;
+  } catch (error) {
+    return openFault(error);
+  }
+}
+
+/** The check of the option `logging.file`. */
+export function checkLogFile(path: string): Fault | undefined {
+  const fault = path === "" ? undefined : logFileFault(path);
+  return fault === undefined
+    ? undefined
+    : { message: `the log file ${path} cannot be opened: ${fault}`, wayOut: LOG_FILE_WAY_OUT };
+}
+
+/** A descriptor for the log: the file's, or standard error's. */
+function openLog(file: string): number {
+  if (file === "") {
+    return process.stderr.fd;
+  }
+  const refuse = (fault: string, cause?: unknown) =>
+    new WeightlineError("InvalidArgument", `logging.file ${file} cannot be opened: ${fault}`, {
+      field: "logging.file",
+      value: file,
+      wayOut: LOG_FILE_WAY_OUT,
+      cause,
+    });
+  const fault = logFileFault(file);
+  if (fault !== undefined) {
+    throw refuse(fault);
+  }
+  try {
+    makeFolders(dirname(file));
+    return openSync(file, "a", 0o644);
+  } catch (error) {
+    throw refuse(openFault(error), error);
+  }
+}
+
+/**
+ * The program's logger. Logs go to standard error: standard output is for what a command prints. Throws InvalidArgument for
+ * a file that cannot be opened.
+ */
 export function createLogger({ program, level, format, file }: LoggingOptions): Logger {
-  const target = file === "" ? 2 : file;
-  const destination = pino.destination({ dest: target, sync: true, append: true, mkdir: true });
+  const destination = pino.destination({ fd: openLog(file), sync: true });
   const options = { level, base: { program }, redact: { paths: SECRET_FIELDS, censor: "[secret]" } };
   if (format === "json") {
     return pino(options, destination);

@@ -25,7 +25,7 @@ function addProcessMetrics(metrics: Metrics): void {
   const resident = metrics.gauge("weightline_resident_memory_bytes", "Resident memory of this process");
   const cpu = metrics.gauge("weightline_cpu_seconds", "CPU time of this process since its start");
   const delay = metrics.gauge("weightline_event_loop_delay_seconds", "Delay of the event loop since the last scrape", [
-    "quantile",
+    "percentile",
   ]);
   const monitor = monitorEventLoopDelay({ resolution: 20 });
   monitor.enable();
@@ -33,8 +33,8 @@ function addProcessMetrics(metrics: Metrics): void {
     resident.set(process.memoryUsage.rss());
     const { user, system } = process.cpuUsage();
     cpu.set((user + system) / 1e6);
-    delay.set({ quantile: "0.5" }, monitor.percentile(50) / NANOSECONDS);
-    delay.set({ quantile: "0.99" }, monitor.percentile(99) / NANOSECONDS);
+    delay.set({ percentile: "50" }, monitor.percentile(50) / NANOSECONDS);
+    delay.set({ percentile: "99" }, monitor.percentile(99) / NANOSECONDS);
     monitor.reset();
   });
 }
@@ -53,7 +53,7 @@ export function createMetrics(): Metrics {
       for (const update of updates) {
         await update();
       }
-      const open = accept.includes("application/openmetrics-text");
+      const open = wantsOpenMetrics(accept);
       const text = await registry.metrics();
       const trimmed = text.endsWith("\n") ? text : `${text}\n`;
       return open
@@ -63,6 +63,23 @@ export function createMetrics(): Metrics {
   };
   addProcessMetrics(metrics);
   return metrics;
+}
+
+/** How much a scraper wants each kind of body: the highest q of the Accept parts that name it. */
+function wantsOpenMetrics(accept: string): boolean {
+  let open = 0;
+  let text = 0;
+  for (const part of accept.toLowerCase().split(",")) {
+    const [type, ...parameters] = part.split(";").map((word) => word.trim());
+    const parameter = (name: string) => parameters.find((word) => word.startsWith(`${name}=`))?.slice(name.length + 1);
+    const q = Number(parameter("q") ?? 1);
+    if (type === "application/openmetrics-text" && (parameter("version") ?? "1.0.0") === "1.0.0") {
+      open = Math.max(open, q);
+    } else if (type === "text/plain") {
+      text = Math.max(text, q);
+    }
+  }
+  return open > 0 && open >= text;
 }
 
 /** OpenMetrics names a counter's family without `_total`, and allows no blank lines. */

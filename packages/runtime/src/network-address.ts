@@ -1,5 +1,6 @@
 import { isIP, isIPv6 } from "node:net";
-import { WeightlineError } from "./error.ts";
+import type { Fault } from "./configuration/option.ts";
+import { toWeightlineError, WeightlineError } from "./error.ts";
 
 /** A host and a port; IPv6 without brackets. */
 export interface NetworkAddress {
@@ -23,26 +24,45 @@ export function parseAddress(text: string, field: string): NetworkAddress {
     .trim()
     .replace(/^[a-z]+:\/\//i, "")
     .replace(/\/+$/, "");
-  const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(bare);
+  const match = /^(?:\[([^\]\s,;/]+)\]|([^:[\]\s,;/]+)):(\d{1,5})$/.exec(bare);
   const host = match?.[1] ?? match?.[2];
   const port = Number(match?.[3]);
-  if (host === undefined || port > PORT_MAX) {
+  if (host === undefined || port < 1 || port > PORT_MAX) {
     throw new WeightlineError("InvalidArgument", `${field} "${text}" is not host:port`, {
       field,
       value: text,
-      limit: "host:port with a port up to 65535, IPv6 in brackets",
+      limit: `host:port with a port from 1 to ${PORT_MAX}, IPv6 in brackets`,
       wayOut: `write it as host:port, e.g. ${bare.includes(":") && isIP(bare) === 6 ? `[${bare}]:8001` : "localhost:8001"}`,
     });
   }
   return { host, port };
 }
 
-/** Comma-separated addresses, at least one. */
+/** Comma-separated addresses, at least one. An empty part is an error: it is a variable that was not set. */
 export function parseAddresses(text: string, field: string): NetworkAddress[] {
-  return text
-    .split(",")
-    .filter((part) => part.trim() !== "")
-    .map((part) => parseAddress(part, field));
+  const parts = text.split(",");
+  const empty = parts.filter((part) => part.trim() === "").length;
+  if (empty > 0) {
+    const what = empty === parts.length ? "names no address" : "has an empty part between its commas";
+    throw new WeightlineError("InvalidArgument", `${field} "${text}" ${what}`, {
+      field,
+      value: text,
+      limit: "host:port, several with one comma between two",
+      wayOut: "give host:port, e.g. localhost:8001",
+    });
+  }
+  return parts.map((part) => parseAddress(part, field));
+}
+
+/** The check of an option that holds such a list. */
+export function checkAddresses(text: string): Fault | undefined {
+  try {
+    parseAddresses(text, "the address list");
+    return undefined;
+  } catch (error) {
+    const { message, wayOut } = toWeightlineError(error);
+    return { message, wayOut };
+  }
 }
 
 /** True for "::" and "0.0.0.0": every address of the machine. */

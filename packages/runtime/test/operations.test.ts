@@ -1,4 +1,5 @@
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
+import { type IncomingHttpHeaders, request } from "node:http";
 import {
   createMetrics,
   createOperationsServer,
@@ -35,33 +36,85 @@ t.test("health and readiness", async (t) => {
   t.equal((await get("/none")).status, 404);
 });
 
+/** Accept headers as they are sent, and whether they get OpenMetrics. */
+const ACCEPTS: ReadonlyArray<readonly [string, string | undefined, boolean]> = [
+  ["none", undefined, false],
+  ["curl", "*/*", false],
+  [
+    "Prometheus 2",
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+    true,
+  ],
+  ["Prometheus 2 before OpenMetrics", "text/plain;version=0.0.4;q=1,*/*;q=0.1", false],
+  [
+    "Prometheus 3",
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+    true,
+  ],
+  [
+    "Prometheus 3 with native histograms",
+    "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+    true,
+  ],
+  ["text preferred", "application/openmetrics-text;version=1.0.0;q=0.3, text/plain;version=0.0.4;q=0.9", false],
+  ["OpenMetrics refused", "application/openmetrics-text;q=0,text/plain", false],
+  ["any version of OpenMetrics", "Application/OpenMetrics-Text", true],
+  ["a later OpenMetrics alone", "application/openmetrics-text;version=9.0.0", false],
+  ["nonsense", ";;q=x,,text/;version", false],
+];
+
+/** A scrape with exactly these headers. */
+function scrape(headers: Record<string, string>): Promise<{ headers: IncomingHttpHeaders; body: string }> {
+  return new Promise((resolve, reject) => {
+    const call = request({ host: "127.0.0.1", port: server.port, path: "/metrics", headers }, (reply) => {
+      let body = "";
+      reply.setEncoding("utf8").on("data", (text) => {
+        body += text;
+      });
+      reply.on("end", () => resolve({ headers: reply.headers, body }));
+    });
+    call.on("error", reject).end();
+  });
+}
+
+const promtool = spawnSync("promtool", ["--version"]).status === 0;
+
 t.test("38: each scraper gets a body of the type that it asked for", async (t) => {
-  const accepts = [
-    "",
-    "*/*",
-    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
-    "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
-  ];
-  for (const accept of accepts) {
-    const reply = await get("/metrics", accept);
-    const body = await reply.text();
-    const open = accept.includes("openmetrics");
-    t.match(
-      reply.headers.get("content-type"),
-      open ? /^application\/openmetrics-text; version=1.0.0/ : /^text\/plain; version=0.0.4/,
-      accept,
-    );
-    t.equal(body.endsWith("# EOF\n"), open);
-    t.ok(body.endsWith("\n"));
-    t.match(body, 'test_things_total{kind="a\\"\\\\\\n"} 3');
-    t.match(body, open ? "# TYPE test_things counter" : "# TYPE test_things_total counter");
-    t.match(body, 'test_wait_seconds_bucket{le="1"} 1');
-    t.match(body, /weightline_resident_memory_bytes \d+/);
-    t.match(body, /weightline_event_loop_delay_seconds\{quantile="0.99"\} /);
-    if (open) {
-      t.notMatch(body, /\n\n/);
+  for (const [name, accept, open] of ACCEPTS) {
+    for (const encoding of [undefined, "gzip"]) {
+      const { headers, body } = await scrape({
+        ...(accept === undefined ? {} : { accept }),
+        ...(encoding === undefined ? {} : { "accept-encoding": encoding }),
+      });
+      t.match(
+        headers["content-type"],
+        open ? /^application\/openmetrics-text; version=1.0.0/ : /^text\/plain; version=0.0.4/,
+        `${name}, ${encoding ?? "not compressed"}`,
+      );
+      t.equal(headers["content-encoding"], undefined, "it is sent as it is");
+      t.equal(body.endsWith("\n# EOF\n"), open);
+      t.ok(body.endsWith("\n"));
+      t.match(body, 'test_things_total{kind="a\\"\\\\\\n"} 3');
+      t.match(body, open ? "# TYPE test_things counter" : "# TYPE test_things_total counter");
+      t.match(body, 'test_wait_seconds_bucket{le="1"} 1');
+      t.match(body, /weightline_resident_memory_bytes \d+/);
+      t.match(body, /weightline_event_loop_delay_seconds\{percentile="99"\} /);
+      t.notMatch(body, / # \{/, "no exemplars");
+      if (open) {
+        t.notMatch(body, /\n\n/);
+      }
     }
   }
+});
+
+t.test("38: promtool accepts the text", { skip: promtool ? false : "promtool is not installed" }, async (t) => {
+  const { body } = await scrape({});
+  const done = spawnSync("promtool", ["check", "metrics"], { input: body, encoding: "utf8" });
+  // Names that it minds fail too, not only what it cannot read.
+  t.equal(done.stderr, "");
+  t.equal(done.status, 0);
+  const broken = spawnSync("promtool", ["check", "metrics"], { input: `${body}not a metric`, encoding: "utf8" });
+  t.not(broken.status, 0, "it would tell");
 });
 
 t.test("errors: every code has an RPC code, an exit code and a meaning; a line says what to do", async (t) => {

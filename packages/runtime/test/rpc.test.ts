@@ -60,7 +60,7 @@ const start = (port = 0) =>
     port,
     portFlag: "--port",
     onCall: (name, method, code) => calls.push(`${name}/${method} ${code}`),
-    onError: (_s, _m, error) => errors.push(error),
+    onFailure: ({ code, error }) => code === "Internal" && errors.push(error),
   });
 
 const server = await start();

@@ -86,6 +86,7 @@ export interface NodeRecord {
   bootId: string;
   storeId: string;
   version: string;
+  protection: string;
   state: NodeState;
   memory: Memory | undefined;
   holdingsRevision: bigint;

@@ -114,6 +114,7 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
       bootId: message.bootId,
       storeId: message.storeId,
       version: message.version,
+      protection: message.protection,
       state: message.state,
       memory: message.memory,
       holdingsRevision: message.holdingsRevision,
@@ -209,6 +210,7 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
             lastSeenMs: BigInt(record.lastSeenMs),
             holdings: record.holdings,
             version: record.version,
+            protection: record.protection,
             ...(record.memory === undefined ? {} : { memory: record.memory }),
           }),
         );

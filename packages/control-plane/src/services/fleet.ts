@@ -14,7 +14,8 @@ export type FillItem = MessageInitShape<typeof NodeFillProgressSchema>;
 export interface Fleet {
   /** Each node's progress, mixed as it comes, until all have ended. */
   fill(request: FillNodesRequest, signal: AbortSignal): AsyncIterable<FillItem>;
-  transfers(signal: AbortSignal): Promise<{ transfers: Transfer[]; silentNodes: string[] }>;
+  /** Every node's, with the `last` ended ones of each. */
+  transfers(last: number, signal: AbortSignal): Promise<{ transfers: Transfer[]; silentNodes: string[] }>;
 }
 
 const TRANSFERS_TIMEOUT_MS = 2000;
@@ -99,14 +100,14 @@ export function createFleet(directory: Directory): Fleet {
       yield* missing;
       yield* merged(nodes.map((node) => fillOne(node, request, signal)));
     },
-    async transfers(signal) {
+    async transfers(last, signal) {
       const nodes = (await directory.nodes()).filter(({ state }) => state !== NodeState.LOST);
       const silentNodes: string[] = [];
       const lists = await Promise.all(
         nodes.map(async (node) => {
           const channel = createGrpcChannel({ addresses: [parseAddress(node.address, "node address")] });
           try {
-            return (await channel.client(PeerService).transfers({}, { timeoutMs: TRANSFERS_TIMEOUT_MS, signal }))
+            return (await channel.client(PeerService).transfers({ last }, { timeoutMs: TRANSFERS_TIMEOUT_MS, signal }))
               .transfers;
           } catch {
             silentNodes.push(node.name);

@@ -15,7 +15,7 @@ export function createNodeService(directory: Directory, fleet: Fleet, log: Logge
     },
     async leave({ node, epoch, bootId }) {
       await directory.leave(node, epoch, bootId);
-      log.info({ node }, "a node left");
+      log.info({ event: "node-left", node }, "a node left");
       return {};
     },
     async lookup({ sourceId, rank, modelName }) {
@@ -23,13 +23,13 @@ export function createNodeService(directory: Directory, fleet: Fleet, log: Logge
       const near = holders.length > 0 ? [] : await directory.near(modelName);
       return { holders, near };
     },
-    listNodes: async () => ({ nodes: await directory.nodes() }),
+    listNodes: async () => ({ nodes: await directory.nodes(), nowMs: BigInt(Date.now()) }),
     listSources: async ({ modelName }) => ({ sources: await directory.sources(modelName) }),
     async *fillNodes(request, { signal }) {
       for await (const node of fleet.fill(request, signal)) {
         yield { node };
       }
     },
-    listTransfers: (_request, { signal }) => fleet.transfers(signal),
+    listTransfers: ({ last }, { signal }) => fleet.transfers(last, signal),
   });
 }

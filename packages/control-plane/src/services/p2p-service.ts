@@ -8,7 +8,7 @@ import {
   SourceInstanceRefSchema,
   SourceStatusSchema,
 } from "@weightline/proto/p2p";
-import { type Logger, route, type ServiceRoute, toWeightlineError } from "@weightline/runtime";
+import { createBoundedLog, type Logger, route, type ServiceRoute, toWeightlineError } from "@weightline/runtime";
 import type { Directory, Worker, WorkerQuery } from "../directory/directory.ts";
 
 const KNOWN_STATUS = new Set(SourceStatusSchema.values.map(({ number }) => number));
@@ -75,18 +75,24 @@ function toInstance(worker: Worker) {
 
 /** model_express.p2p.P2pService by the contract's rules: verdicts are in replies, not in gRPC codes. */
 export function createP2pService(directory: Directory, log: Logger): ServiceRoute {
+  const bounded = createBoundedLog(log);
   return route(P2pService, {
     async publishMetadata(request) {
       const problem = publishProblem(request);
       const { identity, worker, workerId } = request;
       if (problem !== undefined || identity === undefined || worker === undefined) {
+        bounded("info", { event: "publish-refused", error: problem ?? "" }, "a publish was refused");
         return { success: false, message: problem ?? "", mxSourceId: "", workerId: "" };
       }
       const sourceId = computeSourceId(identity);
       try {
         await directory.publish({ sourceId, workerId, identity, metadata: worker });
       } catch (error) {
-        log.warn({ error: toWeightlineError(error).message }, "a publish was not stored");
+        bounded(
+          "warn",
+          { event: "publish-failed", source_id: sourceId, error: toWeightlineError(error).message },
+          "a publish was not stored",
+        );
         return {
           success: false,
           message: `Failed to publish metadata: ${toWeightlineError(error).message}`,

@@ -1,8 +1,10 @@
 import { resolve } from "node:path";
+import { create } from "@bufbuild/protobuf";
 import { filesIdentity } from "@weightline/proto";
-import type { Holding } from "@weightline/proto/common";
-import { ERROR_CODES, formatByteSize, isErrorCode, WeightlineError } from "@weightline/runtime";
+import { type FillProgress, FillProgressSchema, type Holding } from "@weightline/proto/common";
+import { ERROR_CODES, formatByteSize, isErrorCode, WeightlineError } from "@weightline/runtime/client";
 import { followAgent, withControlPlane } from "../clients.ts";
+import { onInterruption } from "../interruption.ts";
 import { print, printData, printFacts, printRows } from "../output/output.ts";
 import { createProgressDisplay } from "../output/progress.ts";
 import { readWhole, type Settings } from "../settings.ts";
@@ -48,6 +50,7 @@ export async function load(settings: Settings, path: string, flags: ModelFlags &
     rank,
     replace: flags.replace === true,
   };
+  onInterruption("the load ends with this command, unless somebody else waits for the same; nothing of it stays");
   try {
     for await (const { event } of followAgent(settings, (agent, options) => agent.load(request, options))) {
       if (event.case === "progress") {
@@ -99,6 +102,7 @@ export async function pull(settings: Settings, flags: ModelFlags & { nodes?: str
     return;
   }
   const display = createProgressDisplay();
+  onInterruption("the transfer goes on without this command; mxctl evict takes it back");
   try {
     const wanted = {
       name: { case: "model" as const, value: { modelName: flags.modelName, revision: flags.revision ?? "" } },
@@ -132,22 +136,33 @@ async function printPulled(settings: Settings, holding: Holding | undefined, out
   }
 }
 
+/** Several nodes' progress as one. */
+function sumOf(all: Iterable<FillProgress>): FillProgress {
+  const sum = create(FillProgressSchema, { state: "receiving" });
+  for (const { verifiedBytes, totalBytes, bytesPerS } of all) {
+    sum.verifiedBytes += verifiedBytes;
+    sum.totalBytes += totalBytes;
+    // One that is done, or has not begun, has no rate now.
+    sum.bytesPerS += verifiedBytes < totalBytes ? bytesPerS : 0;
+  }
+  return sum;
+}
+
 async function pullNodes(settings: Settings, flags: ModelFlags, rank: number, nodes: string): Promise<void> {
-  const names =
-    nodes === "all"
-      ? []
-      : nodes
-          .split(",")
-          .map((name) => name.trim())
-          .filter((name) => name !== "");
-  if (nodes !== "all" && names.length === 0) {
-    throw new WeightlineError("InvalidArgument", "--nodes names no node", {
+  const names = nodes === "all" ? [] : nodes.split(",").map((name) => name.trim());
+  const given = names.filter((name) => name !== "");
+  // An empty name is a variable that was not set: the nodes that were meant would go without.
+  if (given.length < names.length) {
+    const what = given.length === 0 ? "names no node" : `"${nodes}" has an empty name between its commas`;
+    throw new WeightlineError("InvalidArgument", `--nodes ${what}`, {
       field: "--nodes",
       value: nodes,
       wayOut: "give names with commas between them, or all",
     });
   }
+  onInterruption("the nodes go on without this command; mxctl transfers shows them");
   const display = createProgressDisplay();
+  const progress = new Map<string, FillProgress>();
   const results = new Map<
     string,
     { node: string; state: string; object_digest: string; error_code: string; error: string }
@@ -157,7 +172,11 @@ async function pullNodes(settings: Settings, flags: ModelFlags, rank: number, no
     await withControlPlane(settings, async (client) => {
       for await (const { node } of client.fillNodes(request)) {
         if (node?.progress !== undefined) {
-          display.show(node.node, node.progress);
+          progress.set(node.node, node.progress);
+          display.show(
+            `${results.size} of ${Math.max(progress.size, names.length)} nodes done`,
+            sumOf(progress.values()),
+          );
         }
         if (node !== undefined && (node.done || node.errorCode !== "")) {
           results.set(node.node, {

@@ -1,9 +1,12 @@
 import { enumName } from "@weightline/proto";
 import { NodeStateSchema } from "@weightline/proto/common";
 import { HealthService } from "@weightline/proto/health";
-import { createGrpcChannel, formatByteSize, fromRpcError, WeightlineError } from "@weightline/runtime";
+import { createGrpcChannel } from "@weightline/runtime/channels";
+import { formatByteSize, fromRpcError, WeightlineError } from "@weightline/runtime/client";
 import { localAgent, localError, unreachable } from "../clients.ts";
+import { onInterruption } from "../interruption.ts";
 import { print, printData, printRows } from "../output/output.ts";
+import { waiting } from "../output/waiting.ts";
 import type { Settings } from "../settings.ts";
 import { type ModelFlags, readRank, requireValue } from "./fills.ts";
 
@@ -24,10 +27,10 @@ export async function evict(
       ? { case: "model" as const, value: { modelName: flags.modelName ?? "", revision: flags.revision ?? "" } }
       : { case: "sourceId" as const, value: flags.sourceId };
   try {
-    const reply = await localAgent(settings).evict(
-      { wanted: { name, rank: readRank(flags.rank) }, force: flags.force === true },
-      { timeoutMs: settings.timeoutMs },
-    );
+    const request = { wanted: { name, rank: readRank(flags.rank) }, force: flags.force === true };
+    onInterruption("the eviction goes on without this command");
+    const evicting = localAgent(settings).evict(request, { timeoutMs: settings.timeoutMs });
+    const reply = await waiting("evicting: waiting for the memory to be free", evicting);
     const data = { holding_ids: reply.holdingIds, freed_bytes: reply.freedBytes, pending_bytes: reply.pendingBytes };
     if (settings.output === "json" || settings.output === "yaml") {
       await printData(settings.output, data);
@@ -45,7 +48,7 @@ export async function evict(
 
 export async function drain(settings: Settings): Promise<void> {
   try {
-    await localAgent(settings).drain({}, { timeoutMs: settings.timeoutMs });
+    await waiting("draining", localAgent(settings).drain({}, { timeoutMs: settings.timeoutMs }));
   } catch (error) {
     throw localError(settings, error);
   }
@@ -126,7 +129,7 @@ export async function health(settings: Settings, { only }: { only?: string }): P
     ...(only === "node-agent" ? [] : [controlPlaneHealth(settings)]),
     ...(only === "control-plane" ? [] : [agentHealth(settings)]),
   ];
-  const rows = await Promise.all(checks);
+  const rows = await waiting("asking", Promise.all(checks));
   await printRows(
     settings.output,
     rows,

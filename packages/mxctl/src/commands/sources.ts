@@ -2,11 +2,13 @@ import { enumName } from "@weightline/proto";
 import { SourceStatusSchema } from "@weightline/proto/p2p";
 import { withControlPlane } from "../clients.ts";
 import { printRows } from "../output/output.ts";
+import { waiting } from "../output/waiting.ts";
 import type { Settings } from "../settings.ts";
 
 export async function sources(settings: Settings, { model }: { model?: string }): Promise<void> {
-  const { sources: list } = await withControlPlane(settings, (client) =>
-    client.listSources({ modelName: model ?? "" }),
+  const { sources: list } = await waiting(
+    "asking the control plane",
+    withControlPlane(settings, (client) => client.listSources({ modelName: model ?? "" })),
   );
   const data = list.map((source) => ({
     source_id: source.sourceId,

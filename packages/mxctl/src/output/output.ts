@@ -30,6 +30,14 @@ function emphasise(text: string): string {
   return useColour() ? `\u001b[1m${text}\u001b[0m` : text;
 }
 
+const LEVEL_COLOURS: Readonly<Record<string, string>> = { note: "36", warning: "33", error: "31" };
+
+/** The text in the colour of a check's level, on a terminal. */
+export function levelColour(level: string, text: string): string {
+  const colour = LEVEL_COLOURS[level];
+  return colour !== undefined && useColour() ? `\u001b[${colour}m${text}\u001b[0m` : text;
+}
+
 /** Control characters and what turns the direction of text: names come from anybody, and a terminal obeys them. */
 const UNPRINTABLE = /[\p{Cc}\u2028-\u202e\u2066-\u2069]/gu;
 
@@ -79,6 +87,11 @@ export async function printData(format: OutputFormat, data: unknown): Promise<vo
   } else {
     await print(`${JSON.stringify(data, plain, 2)}\n`);
   }
+}
+
+/** Prints a value as one line of JSON. */
+export async function printLine(data: unknown): Promise<void> {
+  await print(`${JSON.stringify(data, plain)}\n`);
 }
 
 /** Prints lines of "name: value". */

@@ -1,5 +1,5 @@
 import type { FillProgress } from "@weightline/proto/common";
-import { formatByteSize } from "@weightline/runtime";
+import { formatByteSize } from "@weightline/runtime/client";
 import { printable } from "./output.ts";
 
 /** Shows how far something is, on standard error: a bar on a terminal, else a line every few seconds. */
@@ -18,7 +18,16 @@ function describe(progress: FillProgress): string {
     return `${state}${from}`;
   }
   const rate = bytesPerS > 0 ? ` at ${formatByteSize(Math.round(bytesPerS))}/s` : "";
-  return `${state}${from} ${formatByteSize(verifiedBytes)} of ${formatByteSize(totalBytes)}${rate}`;
+  return `${state}${from} ${formatByteSize(verifiedBytes)} of ${formatByteSize(totalBytes)}${rate}${left(progress)}`;
+}
+
+/** ", 12 s left" at the mean rate so far. */
+function left({ verifiedBytes, totalBytes, bytesPerS }: FillProgress): string {
+  if (bytesPerS <= 0 || verifiedBytes >= totalBytes) {
+    return "";
+  }
+  const seconds = Math.ceil(Number(totalBytes - verifiedBytes) / bytesPerS);
+  return `, ${seconds < 120 ? `${seconds} s` : `${Math.round(seconds / 60)} min`} left`;
 }
 
 function bar({ verifiedBytes, totalBytes }: FillProgress): string {

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { create } from "@bufbuild/protobuf";
 import type { NodeState } from "@weightline/proto/common";
 import { AnnounceRequestSchema, AnnounceVerdict, type Holder, NodeService } from "@weightline/proto/node";
-import { fromRpcError, type GrpcChannel, type Logger, WeightlineError } from "@weightline/runtime";
+import { createBoundedLog, fromRpcError, type GrpcChannel, type Logger, WeightlineError } from "@weightline/runtime";
 import type { Wanted } from "../fills/wanted.ts";
 import { toMessage } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
@@ -37,6 +37,8 @@ export interface DirectoryClientOptions {
   nodeState: () => NodeState;
   intervalMs: number;
   version: string;
+  /** How descriptors given to pods are protected. */
+  protection: string;
   log: Logger;
 }
 
@@ -54,6 +56,7 @@ const REMEMBERED_MAX = 1000;
 export function createDirectoryClient(options: DirectoryClientOptions): DirectoryClient {
   const { channel, registry, log, store } = options;
   const client = channel.client(NodeService);
+  const bounded = createBoundedLog(log);
   const bootId = randomUUID();
   const remembered = new Map<string, KnownHolder[]>();
   const near = new Map<string, string[]>();
@@ -81,6 +84,7 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
       holdingsRevision: revision,
       ttlMs: options.intervalMs * TTL_INTERVALS,
       version: options.version,
+      protection: options.protection,
       storeId: store.storeId,
       ...(withHoldings
         ? {
@@ -108,13 +112,16 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
         acceptedRevision = 0n;
         return true;
       case AnnounceVerdict.STALE:
-        log.warn({ known_epoch: String(reply.knownEpoch) }, "the directory knows a higher epoch; going above it");
+        log.warn(
+          { event: "epoch-raised", known_epoch: String(reply.knownEpoch) },
+          "the directory knows a higher epoch; going above it",
+        );
         await store.raiseEpoch(reply.knownEpoch);
         acceptedRevision = 0n;
         return true;
       case AnnounceVerdict.NAME_TAKEN:
         if (takenBy === "") {
-          log.error({ taken_by: reply.takenBy }, `another live node is called ${options.node}`);
+          log.error({ event: "name-taken", taken_by: reply.takenBy }, `another live node is called ${options.node}`);
         }
         takenBy = reply.takenBy;
         return false;
@@ -141,7 +148,7 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
           again = await announceOnce();
         }
         if (state !== "connected") {
-          log.info("the control plane answers");
+          log.info({ event: "control-plane-back" }, "the control plane answers");
         }
         state = "connected";
         failures = 0;
@@ -149,7 +156,7 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
         const known = fromRpcError(error);
         if (failures === 0) {
           log.warn(
-            { error: known.message },
+            { event: "control-plane-away", error: known.message },
             "the control plane does not answer; what is held here is served, and it is tried again",
           );
         }
@@ -212,6 +219,11 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
             },
           );
         }
+        bounded(
+          "warn",
+          { event: "directory-remembered", source_id: sourceId, nodes: holders.map(({ node }) => node).slice(0, 20) },
+          "the control plane does not answer: holders are those that it named before",
+        );
         return holders;
       }
     },

@@ -223,7 +223,7 @@ export function createLoader(options: LoaderOptions): Loader {
           files: scanned.files,
         });
         for (const warning of scanned.warnings) {
-          log.warn({ holding: id }, warning);
+          log.warn({ event: "load-warning", holding: id }, warning);
         }
         const digest = Buffer.from(await fill(holding, scanned.files, report, signal)).toString("hex");
         const result = await settle(holding, named, digest, request.replace);
@@ -257,7 +257,10 @@ export function createLoader(options: LoaderOptions): Loader {
     await evictor
       .discardFolder(id)
       .catch((error: unknown) =>
-        log.warn({ holding: id, error: toWeightlineError(error).message }, "a failed load's folder stays"),
+        log.warn(
+          { event: "folder-left", holding: id, error: toWeightlineError(error).message },
+          "a failed load's folder stays",
+        ),
       );
     registry.remove(id);
   }

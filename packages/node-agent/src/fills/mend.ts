@@ -19,12 +19,18 @@ export async function mend(
   const damaged = holding.record.state === "damaged";
   // Without a layout nothing was received: the mover makes all files anew.
   if (holding.layout !== undefined && (damaged || holding.suspect)) {
+    if (damaged) {
+      log.info({ event: "repair-begun", holding: holding.id }, "a damaged holding is filled again");
+    }
     const done = await persistentOrder(mover, { kind: "repair", holdingId: holding.id }, { signal });
     holding.verifiedBytes = Number(done.verifiedBytes);
     const wrong = done.wrongChunks?.length ?? 0;
     if (wrong > 0) {
       holding.repairs += 1;
-      log.warn({ holding: holding.id, chunks: wrong }, "chunks that do not have their digest are filled again");
+      log.warn(
+        { event: "chunks-unmarked", holding: holding.id, chunks: wrong },
+        "chunks that do not have their digest are filled again",
+      );
     }
   }
   holding.suspect = false;

@@ -153,9 +153,11 @@ export function createPuller(options: PullerOptions): Puller {
     candidate: Candidate,
     holding: Holding,
     parents: Set<string>,
+    findingSeconds: number,
     report: Report,
     signal: AbortSignal,
   ): Promise<MoverReport> => {
+    const openedAt = performance.now();
     // Before it is opened: of two that open each other at once, both see it.
     holding.parent = candidate.node;
     const opened = await peers.open(candidate, holding, {
@@ -170,6 +172,8 @@ export function createPuller(options: PullerOptions): Puller {
       holdingId: holding.id,
       totalBytes: remote.totalBytes,
       objectDigest: remote.objectDigest,
+      findingSeconds,
+      openingSeconds: (performance.now() - openedAt) / 1000,
     });
     const onProgress = progressOf("receiving", candidate.node, holding, report);
     let last: MoverReport | undefined;
@@ -214,6 +218,13 @@ export function createPuller(options: PullerOptions): Puller {
         if (last.verifiedChunks > 0n) {
           parents.add(candidate.node);
         }
+        if (last.refusedChunks > 0n) {
+          const { refusedChunks } = last;
+          log.warn(
+            { event: "chunks-refused", holding: holding.id, node: candidate.node, chunks: Number(refusedChunks) },
+            "chunks did not have their digest and were thrown away",
+          );
+        }
       }
     }
   };
@@ -234,7 +245,7 @@ export function createPuller(options: PullerOptions): Puller {
     state.parents.clear();
     state.beginnings += 1;
     if (holding !== undefined) {
-      log.warn({ holding: holding.id, why }, "what was received is thrown away: it is begun anew");
+      log.warn({ event: "fill-begun-anew", holding: holding.id, why }, "what was received is thrown away");
       await evictor.giveUp(holding);
     }
     if (state.beginnings >= BEGINNINGS_MAX) {
@@ -257,7 +268,10 @@ export function createPuller(options: PullerOptions): Puller {
       // When several gave a part of it, nobody knows whose part is wrong: the next attempt takes it from one alone.
       if (!wholeIsWrong || state.parents.size === 1) {
         distrust.add(candidate);
-        log.error({ node: candidate.node, error: error.message }, "left this peer: it sent what it should not have");
+        log.error(
+          { event: "peer-distrusted", node: candidate.node, error: error.message },
+          "left this peer: it sent what it should not have",
+        );
         options.onFallback("distrusted");
       }
       if (wholeIsWrong) {
@@ -276,7 +290,8 @@ export function createPuller(options: PullerOptions): Puller {
     if (known.code === "Refused" && known.field !== "epoch") {
       state.refused.add(candidate.node);
     }
-    log.warn({ node: candidate.node, error: known.message }, "left this peer");
+    const { code, message } = known;
+    log.warn({ event: "peer-left", node: candidate.node, code, error: message }, "left this peer");
     options.onFallback(known.code.replace(/(?!^)[A-Z]/g, "_$&").toLowerCase());
     return true;
   };
@@ -334,6 +349,7 @@ export function createPuller(options: PullerOptions): Puller {
     if (holding.charge < chargeFor(candidate) && holding.layout === undefined) {
       await account.reserve(holding, chargeFor(candidate));
     }
+    state.repairing ||= holding.record.state === "damaged";
     while (true) {
       try {
         await mend(mover, registry, holding, signal, log);
@@ -344,12 +360,19 @@ export function createPuller(options: PullerOptions): Puller {
         await beginAnew(state, toWeightlineError(error).message);
         return undefined;
       }
-      const done = await transferFrom(wanted, candidate, holding, state.parents, report, signal);
+      const findingSeconds = (performance.now() - state.findingSince) / 1000;
+      const done = await transferFrom(wanted, candidate, holding, state.parents, findingSeconds, report, signal);
       // A child may have found damage in what was verified before: it is mended before anybody calls the holding complete.
       if (!holding.suspect) {
         await registry.apply(holding, "filled", (record) => {
           record.objectDigest = Buffer.from(done.objectDigest ?? new Uint8Array()).toString("hex");
         });
+        if (state.repairing) {
+          log.info(
+            { event: "repaired", holding: holding.id, node: candidate.node },
+            "a damaged holding is whole again",
+          );
+        }
         return holding;
       }
     }
@@ -363,10 +386,12 @@ export function createPuller(options: PullerOptions): Puller {
         candidate: undefined,
         failure: undefined,
         seen: false,
+        repairing: false,
         resting: new Map(),
         parents: new Set(),
         refused: new Set(),
         beginnings: 0,
+        findingSince: performance.now(),
       };
       let patienceEnds = performance.now() + PATIENCE_MS;
       let verified = 0;
@@ -389,6 +414,7 @@ export function createPuller(options: PullerOptions): Puller {
           }
           state.failure = toWeightlineError(error);
           state.candidate = undefined;
+          state.findingSince = performance.now();
         }
         const now = performance.now();
         const moved = state.holding?.verifiedBytes ?? 0;
@@ -420,8 +446,12 @@ interface PullState {
   target: Target | undefined;
   candidate: Candidate | undefined;
   failure: WeightlineError | undefined;
+  /** What is filled was damaged. */
+  repairing: boolean;
   /** Somebody had it at some time. */
   seen: boolean;
+  /** Monotonic ms since when a parent is looked for. */
+  findingSince: number;
   /** Peers that failed, and until when they are asked last. */
   resting: Map<string, number>;
   /** Peers that this agent cannot read from, whatever they hold: versions, digests. */

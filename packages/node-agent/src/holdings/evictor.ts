@@ -56,13 +56,19 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
         const report = await mover.order({ kind: "evict", holdingId: holding.id, onlyIfFree: false });
         const freed = Number(report.freedBytes ?? 0n);
         registry.remove(holding.id);
-        log.info({ holding: holding.id, freed_bytes: freed }, "evicted");
+        log.info(
+          { event: "evicted", holding: holding.id, model: modelNameOf(holding), why: "asked", freed_bytes: freed },
+          "evicted",
+        );
         return freed;
       } catch (error) {
         if (mover.closed()) {
           throw error;
         }
-        log.warn({ holding: holding.id, error: toWeightlineError(error).message }, "eviction goes on");
+        log.warn(
+          { event: "eviction-retried", holding: holding.id, error: toWeightlineError(error).message },
+          "eviction goes on",
+        );
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS).unref());
       }
     }
@@ -85,7 +91,10 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
         if (holding.record.state !== "evicting") {
           throw error;
         }
-        log.warn({ holding: holding.id, error: toWeightlineError(error).message }, "evicted without its record");
+        log.warn(
+          { event: "eviction-unrecorded", holding: holding.id, error: toWeightlineError(error).message },
+          "evicted although its record could not say so",
+        );
       }
       return carryOut(holding);
     })();
@@ -107,12 +116,15 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
       }
       throw error;
     }
-    log.info({ holding: holding.id, model: modelNameOf(holding), freed_bytes: holding.charge }, why);
+    log.info(
+      { event: "evicted", holding: holding.id, model: modelNameOf(holding), why, freed_bytes: holding.charge },
+      "evicted unasked",
+    );
     registry.remove(holding.id);
     return true;
   };
 
-  const tryFree = async (holding: Holding, why = "evicted to make room"): Promise<boolean> => {
+  const tryFree = async (holding: Holding, why = "room"): Promise<boolean> => {
     if (!isUnused(holding)) {
       return false;
     }
@@ -134,7 +146,12 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
       const timeout = setTimeout(() => timer.resolve(undefined), patienceMs);
       const freed = await Promise.race([eviction, timer.promise]);
       clearTimeout(timeout);
-      eviction.catch((error: unknown) => log.error({ error: toWeightlineError(error).message }, "eviction failed"));
+      eviction.catch((error: unknown) =>
+        log.error(
+          { event: "eviction-failed", holding: holding.id, error: toWeightlineError(error).message },
+          "eviction failed",
+        ),
+      );
       return freed === undefined ? { freedBytes: 0, pending: true } : { freedBytes: freed, pending: false };
     },
     async makeRoom(bytes, except) {
@@ -169,7 +186,7 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
     },
     evictUnused(holding) {
       revoke(holding);
-      return tryFree(holding, "evicted: the store is above its limit");
+      return tryFree(holding, "limit");
     },
     async discardFolder(id) {
       await mover.order({ kind: "evict", holdingId: id, onlyIfFree: false });

@@ -109,21 +109,30 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
   const { holdingIds, foreign } = await store.list();
   if (foreign.length > 0) {
     log.warn(
-      { files: foreign.slice(0, 20), count: foreign.length },
+      { event: "foreign-files", files: foreign.slice(0, 20), count: foreign.length },
       "files in the store that are not ours are left alone",
     );
   }
 
   const evict = async (holding: Holding, why: string) => {
-    log.warn({ holding: holding.id, model: modelNameOf(holding), why }, "evicted at the start");
+    log.warn(
+      { event: "evicted-at-start", holding: holding.id, model: modelNameOf(holding), why },
+      "evicted at the start",
+    );
     result.evicted += 1;
     // One that cannot go must not keep the others from being served: its bytes count until it has gone.
     const { pending } = await evictor.evict(holding, EVICT_PATIENCE_MS).catch((error: unknown) => {
-      log.error({ holding: holding.id, error: toWeightlineError(error).message }, "could not be evicted");
+      log.error(
+        { event: "eviction-failed", holding: holding.id, error: toWeightlineError(error).message },
+        "could not be evicted",
+      );
       return { pending: false };
     });
     if (pending) {
-      log.warn({ holding: holding.id }, "a process has it mapped: its memory returns when that ends");
+      log.warn(
+        { event: "eviction-waits", holding: holding.id },
+        "a process has it mapped: its memory returns when that ends",
+      );
     }
   };
 
@@ -131,7 +140,7 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
     const bytes = await folderBytes(store.holdingFolder(id));
     account.addForeign(bytes);
     result.untouched += 1;
-    log.warn({ holding: id, bytes, why }, "left as it is: its bytes count");
+    log.warn({ event: "holding-untouched", holding: id, bytes, why }, "left as it is: its bytes count");
   };
 
   /** Gives what cannot be used a state in which it is nobody's any more, with the bytes that it takes. */
@@ -174,7 +183,7 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
       holding.verifiedBytes = Number(done.verifiedBytes);
       if ((done.wrongChunks ?? []).length > 0) {
         log.error(
-          { holding: holding.id, chunks: done.wrongChunks?.length },
+          { event: "holding-damaged", holding: holding.id, chunks: done.wrongChunks?.length },
           "damaged: chunks do not have their digest",
         );
         await registry.apply(holding, "damage-found");
@@ -231,18 +240,24 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
       break;
     }
     const freed = await evictor.evictUnused(holding).catch((error: unknown) => {
-      log.error({ holding: holding.id, error: toWeightlineError(error).message }, "could not be evicted");
+      log.error(
+        { event: "eviction-failed", holding: holding.id, error: toWeightlineError(error).message },
+        "could not be evicted",
+      );
       return false;
     });
     if (freed) {
       result.evicted += 1;
     } else {
-      log.warn({ holding: holding.id, model: modelNameOf(holding) }, "stays above the limit: a process has it mapped");
+      log.warn(
+        { event: "eviction-waits", holding: holding.id },
+        "stays although the store is above its limit: a process has it mapped",
+      );
     }
   }
   if (account.usedBytes() > account.limitBytes) {
     log.error(
-      { used_bytes: account.usedBytes(), limit_bytes: account.limitBytes },
+      { event: "store-above-limit", used_bytes: account.usedBytes(), limit_bytes: account.limitBytes },
       "the store is still above its limit: nothing new is taken in",
     );
   }

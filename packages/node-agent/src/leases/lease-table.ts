@@ -153,7 +153,11 @@ export function createLeaseTable(registry: HoldingRegistry, log: BoundedLog): Le
       owner.watched = false;
       const ended = [...owner.leases];
       if (ended.length > 0) {
-        log.info({ process: owner.peer.pid, leases: ended.length }, "a process with leases ended");
+        log(
+          "info",
+          { event: "leases-ended", process: owner.peer.pid, leases: ended.length },
+          "a process with leases ended",
+        );
       }
       for (const lease of ended) {
         end(lease);

@@ -181,7 +181,11 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
   /** The reason is written before anything is read; the socket then waits a moment, so that a client that is writing reads it. */
   const turnAway = (socket: Socket, group: Group, error: WeightlineError) => {
     onRefusal("connections");
-    log.warn({ caller: group.key, error: error.message }, "turned a local connection away");
+    log(
+      "warn",
+      { event: "connection-refused", caller: group.key, error: error.message },
+      "turned a local connection away",
+    );
     if (group.farewells >= POD_CONNECTIONS_MAX) {
       socket.destroy();
       forgetIdle(group);
@@ -215,7 +219,11 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
       const queued = [...calls].reduce((sum, call) => sum + (call.socket === null ? call.writableLength : 0), waiting);
       if (queued > WAITING_MAX_BYTES || now - connection.takenAt >= DRAIN_TIMEOUT_MS) {
         onRefusal("unread");
-        log.warn({ caller: group.key, waiting_bytes: queued }, "closed a local connection whose answers are not read");
+        log(
+          "warn",
+          { event: "connection-dropped", caller: group.key, waiting_bytes: queued },
+          "closed a local connection whose answers are not read",
+        );
         socket.destroy();
       }
     }
@@ -262,7 +270,7 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
       const { group, calls } = connection;
       if (group.calls >= POD_CALLS_MAX) {
         onRefusal("calls");
-        log.warn({ caller: group.key, limit: POD_CALLS_MAX }, "refused a local call");
+        log("warn", { event: "call-refused", caller: group.key, limit: POD_CALLS_MAX }, "refused a local call");
         connection.refusals += 1;
         if (connection.refusals >= REFUSALS_MAX) {
           socket.destroy();

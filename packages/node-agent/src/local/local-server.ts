@@ -1,4 +1,4 @@
-import { mkdir, unlink } from "node:fs/promises";
+import { unlink } from "node:fs/promises";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { connect, Socket } from "node:net";
 import { dirname } from "node:path";
@@ -6,11 +6,12 @@ import { createContextValues } from "@connectrpc/connect";
 import { native } from "@weightline/rdma-native";
 import {
   type BoundedLog,
+  createFailureLog,
   type Logger,
+  makeFolders,
   mountLocalRpc,
   refuseLocalCall,
   type ServiceRoute,
-  toWeightlineError,
   WeightlineError,
 } from "@weightline/runtime";
 import fastify from "fastify";
@@ -22,8 +23,8 @@ export interface LocalServerOptions extends Omit<ConnectionsOptions, "log"> {
   path: string;
   route: ServiceRoute;
   log: Logger;
-  /** For what strangers can cause. */
-  strangers: BoundedLog;
+  /** For what callers can provoke. */
+  bounded: BoundedLog;
 }
 
 export interface LocalServer {
@@ -46,13 +47,17 @@ function answers(path: string): Promise<boolean> {
  * is never replaced: pods mount it, and would stay on the dead one.
  */
 export async function clearSocketPath(path: string): Promise<void> {
-  await mkdir(dirname(path), { recursive: true, mode: 0o755 }).catch((cause: Error) => {
-    throw new WeightlineError("Refused", `the folder of --socket ${path} cannot be made: ${cause.message}`, {
+  try {
+    makeFolders(dirname(path));
+  } catch (cause) {
+    const { message } = cause as Error;
+    throw new WeightlineError("Refused", `the folder of --socket ${path} cannot be made: ${message}`, {
       field: "--socket",
       value: path,
+      wayOut: "give a path in a folder that this user may write to",
       cause,
     });
-  });
+  }
   if (await answers(path)) {
     throw new WeightlineError("InUse", `another agent answers on ${path}`, {
       field: "--socket",
@@ -76,7 +81,7 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
   const stopping = new AbortController();
   const connections = createConnections({
     leases: options.leases,
-    log: options.strangers,
+    log: options.bounded,
     onRefusal: options.onRefusal,
   });
   /** What must be refused costs no more than that. */
@@ -114,13 +119,7 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
     maxMessageBytes: MESSAGE_MAX_BYTES,
     shutdownSignal: stopping.signal,
     contextValues: (request) => createContextValues().set(callerKey, connections.callerOf(request.raw.socket)),
-    onError: (method, error) => {
-      const known = toWeightlineError(error);
-      log[known.code === "Internal" ? "error" : "debug"](
-        { method, code: known.code, error: known.message, cause: known.code === "Internal" ? known.cause : undefined },
-        "a local call failed",
-      );
-    },
+    onFailure: createFailureLog(log),
   });
   await server.ready();
   // Node's server gets connections from ours and listens nowhere: this makes it look after their timeouts all the same.

@@ -2,6 +2,7 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { HandlerContext } from "@connectrpc/connect";
 import { AgentService, type HeldSchema, type StatusResponseSchema } from "@weightline/proto/local";
 import { route, type ServiceRoute, toWeightlineError, WeightlineError } from "@weightline/runtime";
+import type { Doctor } from "../doctor/doctor.ts";
 import type { AcquireOutcome, Acquirer } from "../fills/acquirer.ts";
 import type { FillBoard } from "../fills/fill-board.ts";
 import type { Loaded, Loader } from "../fills/load.ts";
@@ -35,6 +36,7 @@ export interface LocalServiceOptions {
   status: () => StatusFacts;
   draining: () => boolean;
   drain: () => void;
+  doctor: Doctor;
   onAcquire: (outcome: string, seconds: number) => void;
   onAttach: (seconds: number) => void;
 }
@@ -160,7 +162,7 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
     },
     release: ({ leaseId }, context) => ({ released: leases.release(leaseId, callerOf(context).owner) }),
     status: () => ({ ...options.status(), holdings: registry.all().map(toMessage), leases: leases.count() }),
-    transfers: () => ({ transfers: transfers.list() }),
+    transfers: ({ last }) => ({ transfers: transfers.list(last) }),
     async *load({ path, modelName, revision, rank, replace }, context) {
       const caller = callerOf(context);
       requireOperator(caller, "load");
@@ -175,12 +177,19 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
         loader.load({ path, modelName, revision, rank, replace }, report, signal),
       );
       const signal = AbortSignal.any([context.signal, caller.closed]);
-      for await (const progress of watchFill(fill, signal)) {
-        yield { event: { case: "progress", value: progress } };
+      // Whoever gives a load expects its Ctrl-C to end it; others who asked for the same keep it.
+      const leave = fill.join();
+      signal.addEventListener("abort", leave, { once: true });
+      try {
+        for await (const progress of watchFill(fill, signal)) {
+          yield { event: { case: "progress", value: progress } };
+        }
+        signal.throwIfAborted();
+        const { holding, ...facts } = await fill.done;
+        yield { event: { case: "loaded", value: { ...facts, holding: toMessage(holding) } } };
+      } finally {
+        leave();
       }
-      signal.throwIfAborted();
-      const { holding, ...facts } = await fill.done;
-      yield { event: { case: "loaded", value: { ...facts, holding: toMessage(holding) } } };
     },
     async *pull({ wanted: message }, context) {
       const caller = callerOf(context);
@@ -254,6 +263,12 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       requireOperator(callerOf(context), "drain");
       options.drain();
       return {};
+    },
+    async doctor(_request, context) {
+      const caller = callerOf(context);
+      // It dials every node and names the store's files and peers: nothing of that is a pod's affair.
+      requireOperator(caller, "doctor");
+      return { checks: await options.doctor.examine(caller.owner.peer.source) };
     },
   });
 }

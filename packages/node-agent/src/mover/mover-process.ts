@@ -230,14 +230,14 @@ class Mover implements MoverProcess {
     this.#deaths += 1;
     this.#nextStartAt = performance.now() + this.#backoffMs;
     this.#options.log.error(
-      { code, signal, why: this.#lastEnd, in_a_row: this.#deaths, again_in_ms: this.#backoffMs },
+      { event: "mover-ended", code, signal, why: this.#lastEnd, in_a_row: this.#deaths, again_in_ms: this.#backoffMs },
       "the mover ended; the next one is started",
     );
     this.#timer = setTimeout(() => {
       this.#restarts += 1;
       this.#options.onRestart();
       this.start().catch((error: Error) =>
-        this.#options.log.error({ error: error.message }, "the mover did not start"),
+        this.#options.log.error({ event: "mover-start-failed", error: error.message }, "the mover did not start"),
       );
     }, this.#backoffMs);
     this.#backoffMs = Math.min(BACKOFF_MAX_MS, this.#backoffMs * 2);

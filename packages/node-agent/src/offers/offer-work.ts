@@ -205,7 +205,10 @@ export function createOfferWork(options: OfferWorkOptions): OfferWork {
     await evictor
       .discardFolder(offer.id)
       .catch((error: unknown) =>
-        log.warn({ offer: offer.id, error: toWeightlineError(error).message }, "an ended offer's folder stays"),
+        log.warn(
+          { event: "folder-left", holding: offer.id, error: toWeightlineError(error).message },
+          "an ended offer's folder stays",
+        ),
       );
   };
 
@@ -230,11 +233,11 @@ export function createOfferWork(options: OfferWorkOptions): OfferWork {
             : new OfferEndedError(known.code, `the offer ended: ${known.message}`, { ...known, cause: known });
         log.warn(
           {
-            event: "offer_ended",
-            offer: offer.id,
+            event: "offer-ended",
+            holding: offer.id,
             process: offer.owner.peer.pid,
             code: ended.code,
-            reason: ended.message,
+            error: ended.message,
           },
           "an offer ended",
         );

@@ -2,6 +2,7 @@ import { randomBytes } from "node:crypto";
 import { PeerService } from "@weightline/proto/peer";
 import { type DigestAlgorithm, native } from "@weightline/rdma-native";
 import {
+  createBoundedLog,
   formatAddress,
   isWildcard,
   type Logger,
@@ -41,6 +42,8 @@ export interface PeerServiceOptions {
 const TICKET_TTL_MS = 10_000;
 const STREAMS_MAX = 4;
 const DAMAGE_CHUNKS_MAX = 1024;
+/** A child's name is its own text. */
+const NAME_MAX = 253;
 
 /** host:port of the mover as peers dial it: its port, this node's address. */
 export function moverEndpoint(moverAddress: string, host: string): string {
@@ -50,7 +53,8 @@ export function moverEndpoint(moverAddress: string, host: string): string {
 
 /** PeerService: agent to agent, and for the control plane. */
 export function createPeerService(options: PeerServiceOptions): ServiceRoute {
-  const { node, store, registry, mover, acquirer, transfers, log } = options;
+  const { node, store, registry, mover, acquirer, transfers } = options;
+  const bounded = createBoundedLog(options.log);
 
   const refuseWhileClosed = () => {
     const why = options.closed();
@@ -80,6 +84,10 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
     }
     return holding;
   };
+
+  /** None while the mover is being started again. */
+  const endpoints = () =>
+    mover.address() === "" ? [] : [{ transport: "stream", address: moverEndpoint(mover.address(), options.host) }];
 
   const checkVersions = (least: number, most: number) => {
     const { minStreamVersion, maxStreamVersion } = native.buildInfo();
@@ -123,7 +131,7 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
             : [];
       const holdings =
         options.closed() === "" ? found.filter(({ layout, suspect }) => layout !== undefined && !suspect) : [];
-      return { node, epoch: store.epoch(), holdings: holdings.map(toMessage) };
+      return { node, epoch: store.epoch(), holdings: holdings.map(toMessage), endpoints: endpoints() };
     },
     async open({ holdingId, child, streams, minVersion, maxVersion, algorithm, epoch }, { signal }) {
       refuseWhileClosed();
@@ -158,13 +166,13 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
       }));
       for (const ticket of tickets) {
         await mover.order(
-          { kind: "grant", holdingId, ticket, ttlMs: TICKET_TTL_MS, child: child.slice(0, 253) },
+          { kind: "grant", holdingId, ticket, ttlMs: TICKET_TTL_MS, child: child.slice(0, NAME_MAX) },
           { signal },
         );
       }
       holding.lastUsedAt = performance.now();
       return {
-        endpoints: [{ transport: "stream", address: moverEndpoint(mover.lastAddress(), options.host) }],
+        endpoints: endpoints(),
         tickets,
         ticketTtlMs: TICKET_TTL_MS,
         holding: toMessage(holding),
@@ -181,7 +189,11 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
           { field: "chunks", value: String(chunks.length), limit: String(DAMAGE_CHUNKS_MAX) },
         );
       }
-      log.warn({ holding: holdingId, child }, "a child refused a chunk");
+      bounded(
+        "warn",
+        { event: "damage-reported", holding: holdingId, child: child.slice(0, NAME_MAX), chunks: chunks.length },
+        "a child refused a chunk",
+      );
       return { confirmed: await options.checkDamage(holding, chunks) };
     },
     async *fill({ identity, rank }, { signal }) {
@@ -199,7 +211,7 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
       }
       yield { holding: toMessage(step.value.holding) };
     },
-    transfers: () => ({ transfers: transfers.list() }),
+    transfers: ({ last }) => ({ transfers: transfers.list(last) }),
     drain() {
       options.drain();
       return {};

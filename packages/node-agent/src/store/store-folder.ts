@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
-import { mkdir, readdir, readFile, rename, statfs, writeFile } from "node:fs/promises";
+import { readdir, readFile, rename, statfs, writeFile } from "node:fs/promises";
 import { native, type StoreLockHandle, type StoreViewHandle } from "@weightline/rdma-native";
-import { WeightlineError } from "@weightline/runtime";
+import { makeFolders, WeightlineError } from "@weightline/runtime";
 
 /** Version of node.json that this agent writes. */
 const NODE_FORMAT = 1;
@@ -88,13 +88,16 @@ async function readNodeFile(path: string): Promise<NodeFile | undefined> {
  * max(last + 1, Unix ms) and writes it down before anybody hears of it.
  */
 export async function openStore(path: string, readOnlyMount: string, nodeName: string): Promise<StoreFolder> {
-  await mkdir(`${path}/holdings`, { recursive: true, mode: 0o755 }).catch((cause: Error) => {
-    throw new WeightlineError("Refused", `--store ${path} cannot be made: ${cause.message}`, {
+  try {
+    makeFolders(`${path}/holdings`);
+  } catch (cause) {
+    throw new WeightlineError("Refused", `--store ${path} cannot be made: ${(cause as Error).message}`, {
       field: "--store",
       value: path,
+      wayOut: "give a folder below /dev/shm, or another tmpfs that this user may write to",
       cause,
     });
-  });
+  }
   await checkTmpfs(path);
   const lock = await native.lockStore(`${path}/lock`, LOCK_WAIT_MS);
   try {

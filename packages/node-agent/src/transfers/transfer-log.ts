@@ -1,12 +1,13 @@
 import { randomUUID } from "node:crypto";
 import { create } from "@bufbuild/protobuf";
-import { type Transfer, TransferSchema, TransferState } from "@weightline/proto/common";
+import { type Transfer, TransferSchema, TransferState, TransferWaitsSchema } from "@weightline/proto/common";
 import type { MoverReport, WaitTimes } from "@weightline/rdma-native";
 import type { LinkRate } from "./link-rate.ts";
+import { createPhaseClock } from "./phase-clock.ts";
 
-/** How long an ended transfer is shown, and how many at most. */
+/** How long an ended transfer is shown without being asked for, and how many are kept at most. */
 const SHOWN_MS = 10 * 60_000;
-const SHOWN_MAX = 500;
+const KEPT_MAX = 500;
 
 /** A transfer that runs. */
 export interface TransferEntry {
@@ -23,8 +24,12 @@ export interface TransferLog {
     holdingId: string;
     totalBytes: bigint;
     objectDigest: Uint8Array;
+    /** Seconds until this parent was chosen, and until it opened. */
+    findingSeconds: number;
+    openingSeconds: number;
   }): TransferEntry;
-  list(): Transfer[];
+  /** Running ones, those of the last minutes, and at least the `last` ended ones, however long ago. */
+  list(last?: number): Transfer[];
   /** bound/achieved of the last one that ended well; 0 before. */
   lastBoundRatio(): number;
 }
@@ -41,11 +46,18 @@ export function blameOf(waits: WaitTimes): string {
   return seconds > 0 ? name : "";
 }
 
+interface Entry {
+  transfer: Transfer;
+  startedAt: number;
+  /** 0 while it runs. */
+  endedAt: number;
+}
+
 export function createTransferLog(node: string, linkRate: LinkRate): TransferLog {
-  const transfers: Array<{ transfer: Transfer; startedAt: number; endedAt: number }> = [];
+  const transfers: Entry[] = [];
   let ratio = 0;
 
-  const measure = (entry: { transfer: Transfer; startedAt: number }, report: MoverReport, resumedFrom: bigint) => {
+  const measure = (entry: Entry, report: MoverReport, resumedFrom: bigint) => {
     const { transfer } = entry;
     const seconds = Math.max(0.001, (performance.now() - entry.startedAt) / 1000);
     transfer.verifiedBytes = report.verifiedBytes;
@@ -54,22 +66,27 @@ export function createTransferLog(node: string, linkRate: LinkRate): TransferLog
     transfer.refusedChunks = report.refusedChunks;
     transfer.bytesPerS = Number(report.verifiedBytes - resumedFrom) / seconds;
     transfer.blame = blameOf(report.waits);
+    const { parentSeconds, wireSeconds, verifySeconds, storeSeconds } = report.waits;
+    transfer.waits = create(TransferWaitsSchema, {
+      parentS: parentSeconds,
+      wireS: wireSeconds,
+      verifyS: verifySeconds,
+      storeS: storeSeconds,
+    });
     const rate = linkRate.current();
     transfer.percentOfBound = rate > 0 ? (100 * transfer.bytesPerS) / rate : 0;
   };
 
+  /** Running ones are never forgotten; there are as many as fills. */
   const forget = () => {
-    const now = performance.now();
-    while (
-      transfers.length > SHOWN_MAX ||
-      (transfers[0] !== undefined && transfers[0].endedAt > 0 && now - transfers[0].endedAt > SHOWN_MS)
-    ) {
-      transfers.shift();
+    const oldest = transfers.length > KEPT_MAX ? transfers.findIndex(({ endedAt }) => endedAt > 0) : -1;
+    if (oldest >= 0) {
+      transfers.splice(oldest, 1);
     }
   };
 
   return {
-    start({ modelName, parent, holdingId, totalBytes, objectDigest }) {
+    start({ modelName, parent, holdingId, totalBytes, objectDigest, findingSeconds, openingSeconds }) {
       const transfer = create(TransferSchema, {
         transferId: randomUUID(),
         modelName,
@@ -81,8 +98,10 @@ export function createTransferLog(node: string, linkRate: LinkRate): TransferLog
         transport: "stream",
         state: TransferState.RUNNING,
         startedMs: BigInt(Date.now()),
+        phases: { findingS: findingSeconds, openingS: openingSeconds },
       });
-      const entry = { transfer, startedAt: performance.now(), endedAt: 0 };
+      const entry: Entry = { transfer, startedAt: performance.now(), endedAt: 0 };
+      const clock = createPhaseClock(entry.startedAt);
       transfers.push(entry);
       forget();
       let resumedFrom: bigint | undefined;
@@ -90,12 +109,19 @@ export function createTransferLog(node: string, linkRate: LinkRate): TransferLog
         resumedFrom ??= report.verifiedBytes - min(report.verifiedBytes, report.networkBytes);
         measure(entry, report, resumedFrom);
       };
+      const mark = () => Object.assign(transfer.phases ?? {}, clock.phases(performance.now()));
       return {
-        progress: take,
+        progress(report) {
+          take(report);
+          clock.saw(report, performance.now());
+          mark();
+        },
         end(report, error, digest) {
           if (report !== undefined) {
             take(report);
           }
+          clock.end(performance.now());
+          mark();
           entry.endedAt = performance.now();
           transfer.endedMs = BigInt(Date.now());
           transfer.state = error === "" ? TransferState.DONE : TransferState.FAILED;
@@ -110,9 +136,13 @@ export function createTransferLog(node: string, linkRate: LinkRate): TransferLog
         },
       };
     },
-    list() {
-      forget();
-      return transfers.map(({ transfer }) => transfer);
+    list(last = 0) {
+      const now = performance.now();
+      const ended = transfers.filter(({ endedAt }) => endedAt > 0).sort((a, b) => b.endedAt - a.endedAt);
+      const asked = new Set(ended.slice(0, last));
+      return transfers
+        .filter((entry) => entry.endedAt === 0 || now - entry.endedAt <= SHOWN_MS || asked.has(entry))
+        .map(({ transfer }) => transfer);
     },
     lastBoundRatio: () => ratio,
   };

@@ -1,5 +1,5 @@
 import { COMMON_FLAGS, type Configuration, tableEntries } from "./configuration.ts";
-import type { Option } from "./option.ts";
+import { acceptsNone, type Option } from "./option.ts";
 
 const MASK = "[secret]";
 
@@ -25,7 +25,7 @@ export function helpText(program: string, summary: string, table: object, exampl
       continue;
     }
     const names = [option.flag, option.short].filter((name) => name !== undefined).join(", ");
-    const fallback = shown(option, option.default);
+    const fallback = acceptsNone(option) ? "" : shown(option, option.default);
     const sources = [
       ...(option.env !== undefined && option.env.length > 0 ? [`environment ${option.env.join(", ")}`] : []),
       ...(option.yaml === undefined ? [] : [`YAML ${option.yaml}`]),
@@ -82,6 +82,9 @@ function sections(option: Option<unknown>): string {
 
 function yamlValue(option: Option<unknown>): string {
   const value = option.default;
+  if (acceptsNone(option)) {
+    return "null";
+  }
   if (typeof value === "number" && option.type.fromYaml(value) === value) {
     return String(value);
   }

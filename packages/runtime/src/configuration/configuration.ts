@@ -1,7 +1,6 @@
-import { readFileSync } from "node:fs";
-import { parse as parseYaml } from "yaml";
 import { WeightlineError } from "../error.ts";
-import type { Option, OptionTable, OptionValues } from "./option.ts";
+import { acceptsNone, type Option, type OptionTable, type OptionValues } from "./option.ts";
+import { readYamlFile } from "./yaml-file.ts";
 
 /** What a command line asks the program to do. */
 export type ConfigurationAction = "run" | "validate" | "print" | "generate" | "help";
@@ -35,7 +34,10 @@ export const COMMON_FLAGS = {
 type AnyOption = Option<unknown>;
 
 /** Kubernetes gives every Service's address to every pod in variables like REDIS_PORT=tcp://10.0.0.5:6379. */
-const SERVICE_LINK = /^tcp:\/\/\S+:\d+$/;
+const SERVICE_LINK = /^(?:tcp|udp|sctp):\/\/\S+:\d+$/;
+
+/** What looks like a flag; a number below zero does not. */
+const FLAG_LIKE = /^-(?:-|[a-z])/i;
 
 const ACTIONS: Readonly<Record<string, ConfigurationAction>> = {
   "--validate-config": "validate",
@@ -89,6 +91,11 @@ function wrongValue(option: AnyOption, origin: string, shown: string): Weightlin
   );
 }
 
+/** A value of the file for an error; what is below it is not this setting's, and may be a secret. */
+function shownYaml(raw: unknown): string {
+  return typeof raw === "object" ? (Array.isArray(raw) ? "a list" : "a section") : JSON.stringify(raw);
+}
+
 interface CommandLine {
   action: ConfigurationAction;
   configFile: string | undefined;
@@ -124,10 +131,11 @@ function readCommandLine(table: Record<string, AnyOption>, argv: readonly string
     const next = argv[i + 1];
     let text = attached;
     if (text === undefined) {
-      if (bare && (next === undefined || next.startsWith("-"))) {
+      const isMissing = next === undefined || FLAG_LIKE.test(next);
+      if (bare && isMissing) {
         text = "true";
-      } else if (next === undefined) {
-        throw new WeightlineError("InvalidArgument", `${flag} needs a value`, { field: flag, wayOut: "see --help" });
+      } else if (isMissing) {
+        throw missingValue(flag, next);
       } else {
         text = next;
         i += 1;
@@ -140,6 +148,15 @@ function readCommandLine(table: Record<string, AnyOption>, argv: readonly string
     }
   }
   return result;
+}
+
+/** `next` is what stands where the value should. */
+export function missingValue(flag: string, next: string | undefined): WeightlineError {
+  return new WeightlineError("InvalidArgument", `${flag} needs a value`, {
+    field: flag,
+    value: next,
+    wayOut: next === undefined ? "see --help" : `give one; if ${next} is meant, write ${flag}=${next}`,
+  });
 }
 
 function splitFlag(argument: string): [string, string | undefined] {
@@ -165,26 +182,7 @@ function readYaml(file: string | undefined, table: Record<string, AnyOption>): M
     return values;
   }
   const keys = new Set(Object.values(table).flatMap((option) => option.yaml ?? []));
-  let root: unknown;
-  try {
-    root = parseYaml(readFileSync(file, "utf8"));
-  } catch (cause) {
-    throw new WeightlineError("InvalidArgument", `--config ${file} cannot be read: ${(cause as Error).message}`, {
-      field: "--config",
-      value: file,
-      cause,
-    });
-  }
-  if (root === null || root === undefined) {
-    return values;
-  }
-  if (typeof root !== "object" || Array.isArray(root)) {
-    throw new WeightlineError("InvalidArgument", `--config ${file} is not a mapping of settings`, {
-      field: "--config",
-      value: file,
-    });
-  }
-  flatten(root, "", values, keys);
+  flatten(readYamlFile(file, "--config"), "", values, keys);
   for (const [key, value] of values) {
     if (keys.has(key)) {
       continue;
@@ -196,7 +194,7 @@ function readYaml(file: string | undefined, table: Record<string, AnyOption>): M
     if (value !== null) {
       throw new WeightlineError("InvalidArgument", `${file}: ${key} must be a section of settings`, {
         field: key,
-        value: String(value),
+        wayOut: "write its settings below it, each on a line of its own",
       });
     }
     values.delete(key);
@@ -254,11 +252,22 @@ function findValue(
   }
   if (option.yaml !== undefined && yaml.has(option.yaml)) {
     const raw = yaml.get(option.yaml);
-    const value = option.type.fromYaml(raw);
-    if (value === undefined) {
-      throw wrongValue(option, `${line.configFile}: ${option.yaml}`, JSON.stringify(raw));
+    const origin = `${line.configFile}: ${option.yaml}`;
+    if (raw !== null) {
+      const value = option.type.fromYaml(raw);
+      if (value === undefined) {
+        throw wrongValue(option, origin, shownYaml(raw));
+      }
+      return { value, origin };
     }
-    return { value, origin: `${line.configFile}: ${option.yaml}` };
+    if (!acceptsNone(option)) {
+      throw new WeightlineError("InvalidArgument", `${origin} is null, and must have a value`, {
+        field: origin,
+        value: "null",
+        limit: option.type.allowed,
+        wayOut: `give ${option.type.allowed}, or leave the line out: the default is ${option.type.format(option.default)}`,
+      });
+    }
   }
   return { value: option.default, origin: "default" };
 }
@@ -278,10 +287,11 @@ export function readConfiguration<Table extends object>(options: ConfigurationOp
     const found = findValue(name, option, line, yaml, options.env, notices);
     const wrong = option.check?.(found.value);
     if (wrong !== undefined && line.action !== "help" && line.action !== "generate") {
-      throw new WeightlineError("InvalidArgument", `${wrong} (from ${found.origin})`, {
+      const { message, wayOut } = typeof wrong === "string" ? { message: wrong, wayOut: "see --help" } : wrong;
+      throw new WeightlineError("InvalidArgument", `${message} (from ${found.origin})`, {
         field: found.origin === "default" ? (option.flag ?? name) : found.origin,
         value: option.secret ? "" : option.type.format(found.value),
-        wayOut: "see --help",
+        wayOut,
       });
     }
     if (option.withoutEffect !== undefined && found.origin !== "default") {

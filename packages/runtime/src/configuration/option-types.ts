@@ -24,7 +24,7 @@ const FALSE_WORDS = new Set(["0", "false", "no", "off"]);
 export const text: OptionType<string> = {
   allowed: "text",
   parse: (value) => value,
-  fromYaml: (value) => (typeof value === "string" ? value : value === null ? "" : undefined),
+  fromYaml: (value) => (typeof value === "string" ? value : undefined),
   format: (value) => value,
 };
 
@@ -93,9 +93,9 @@ export function seconds(least: number, most: number): OptionType<number> {
   };
 }
 
-/** Bytes, written as "64GiB"; 0 stands for the option's own rule. */
+/** Bytes, written as "64Gi" or "64GiB"; 0 stands for the option's own rule. */
 export const byteSize: OptionType<number> = {
-  allowed: "a size like 64GiB, 500MB or 4096",
+  allowed: "a size like 64Gi (or 64GiB: 1024s), 500M (or 500MB: 1000s) or 4096",
   parse: parseByteSize,
   fromYaml: (value) =>
     typeof value === "number" && Number.isSafeInteger(value) && value >= 0

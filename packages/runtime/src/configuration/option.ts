@@ -18,8 +18,21 @@ export interface Option<T> {
   secret?: boolean;
   /** Accepted for existing users; setting it has no effect, and one line says so. */
   withoutEffect?: string;
+  /** The default stands for "none": `null` in YAML says the same. An empty text or list is "none" by itself. */
+  optional?: boolean;
   /** A further check; returns what is wrong, or undefined. */
-  check?: (value: T) => string | undefined;
+  check?: (value: T) => string | Fault | undefined;
+}
+
+/** What a check found, and what the reader can do. */
+export interface Fault {
+  message: string;
+  wayOut: string;
+}
+
+/** True when the option may have no value. */
+export function acceptsNone(option: Option<unknown>): boolean {
+  return option.optional === true || option.type.format(option.default) === "";
 }
 
 /** All options of a program, by the names under which it uses their values. */

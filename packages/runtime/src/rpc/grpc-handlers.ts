@@ -3,8 +3,9 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { create, type DescMessage, type DescMethod, type MessageShape } from "@bufbuild/protobuf";
 import { Code, createHandlerContext, type HandlerContext } from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
+import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import { toHeaders } from "./grpc-metadata.ts";
-import { ERROR_METADATA, encodeDetail, statusMessage, toConnectError } from "./rpc-error.ts";
+import { ERROR_METADATA, encodeDetail, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
 
 /** A handler in Connect's form, its kind known only at run time. */
 export type Handler = (request: unknown, context: HandlerContext) => unknown;
@@ -15,8 +16,8 @@ export interface HandlerSurroundings {
   shutdown: AbortSignal;
   /** Told of every finished call. */
   onCall?: (service: string, method: string, code: string, seconds: number) => void;
-  /** Told of failures whose cause the caller does not see. */
-  onError?: (service: string, method: string, error: unknown) => void;
+  /** Told of every call that failed. */
+  onFailure?: (failure: CallFailure) => void;
 }
 
 type Message = MessageShape<DescMessage>;
@@ -52,12 +53,11 @@ function contextOf(method: DescMethod, call: Call, shutdown: AbortSignal) {
   });
 }
 
-function toStatus(method: DescMethod, error: unknown, onError: HandlerSurroundings["onError"]): Status {
-  const connectError = toConnectError(error);
-  if (connectError.code === Code.Internal || connectError.code === Code.Unknown) {
-    onError?.(method.parent.typeName, method.name, error);
-  }
+function toStatus(method: DescMethod, error: unknown, onFailure: HandlerSurroundings["onFailure"]): Status {
+  const requestId = newRequestId();
+  const connectError = failCall(`${method.parent.typeName}/${method.name}`, error, requestId, onFailure);
   const metadata = new grpc.Metadata();
+  metadata.set(REQUEST_ID_METADATA, requestId);
   const detail = encodeDetail(connectError);
   if (detail !== undefined) {
     metadata.set(ERROR_METADATA, Buffer.from(detail));
@@ -86,7 +86,7 @@ async function observed(
     context = contextOf(method, call, surroundings.shutdown);
     await body(context);
   } catch (error) {
-    const status = toStatus(method, error, surroundings.onError);
+    const status = toStatus(method, error, surroundings.onFailure);
     code = status.code;
     fail(status);
   } finally {

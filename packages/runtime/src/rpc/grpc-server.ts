@@ -4,6 +4,7 @@ import type { ServiceImpl } from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
 import { WeightlineError } from "../error.ts";
 import { formatAddress } from "../network-address.ts";
+import type { CallFailure } from "./call-failure.ts";
 import { type Handler, type HandlerSurroundings, streamsOf, toGrpcHandler } from "./grpc-handlers.ts";
 
 /** contract.md: 100 MiB both ways. */
@@ -33,8 +34,8 @@ export interface GrpcServerOptions {
   portFlag: string;
   /** Told of every finished call. */
   onCall?: (service: string, method: string, code: string, seconds: number) => void;
-  /** Told of failures whose cause the caller does not see. */
-  onError?: (service: string, method: string, error: unknown) => void;
+  /** Told of every call that failed; its caller got the same request id. */
+  onFailure?: (failure: CallFailure) => void;
 }
 
 export interface GrpcServer {
@@ -96,7 +97,7 @@ export function portError(flag: string, host: string, port: number, cause: Error
 
 /** Serves gRPC. Pings of clients are answered however often they come. */
 export async function createGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
-  const { onCall, onError } = options;
+  const { onCall, onFailure } = options;
   const stopping = new AbortController();
   const server = new grpc.Server({
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
@@ -107,7 +108,7 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,
     ...(onCall === undefined ? {} : { onCall }),
-    ...(onError === undefined ? {} : { onError }),
+    ...(onFailure === undefined ? {} : { onFailure }),
   };
   for (const entry of options.routes) {
     addRoute(server, entry, around);

@@ -6,7 +6,7 @@ import { formatAddress, type NetworkAddress } from "../network-address.ts";
 import { streamsOf } from "./grpc-handlers.ts";
 import { type HeaderInit, toMetadata } from "./grpc-metadata.ts";
 import { MAX_MESSAGE_BYTES } from "./grpc-server.ts";
-import { ERROR_METADATA, fromStatus } from "./rpc-error.ts";
+import { ERROR_METADATA, fromStatus, REQUEST_ID_METADATA } from "./rpc-error.ts";
 
 type Message = MessageShape<DescMessage>;
 
@@ -39,7 +39,8 @@ function plainMessage(text: string): string {
 function toError(error: grpc.ServiceError): ConnectError {
   const [detail] = error.metadata?.get(ERROR_METADATA) ?? [];
   const bytes = detail instanceof Buffer ? detail : undefined;
-  return fromStatus(error.code, plainMessage(error.details ?? error.message), bytes, error);
+  const [requestId] = error.metadata?.get(REQUEST_ID_METADATA) ?? [];
+  return fromStatus(error.code, plainMessage(error.details ?? error.message), bytes, String(requestId ?? ""), error);
 }
 
 /** One call of a method, wherever it goes. */

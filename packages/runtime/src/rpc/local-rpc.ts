@@ -1,6 +1,5 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
-import type { DescService } from "@bufbuild/protobuf";
-import { type Client, type ContextValues, createClient, type Interceptor } from "@connectrpc/connect";
+import { type ContextValues, createContextKey, createContextValues, type Interceptor } from "@connectrpc/connect";
 import { encodeEnvelope } from "@connectrpc/connect/protocol";
 import {
   codeToHttpStatus,
@@ -11,10 +10,10 @@ import {
   parseContentType,
 } from "@connectrpc/connect/protocol-connect";
 import { fastifyConnectPlugin } from "@connectrpc/connect-fastify";
-import { createConnectTransport } from "@connectrpc/connect-node";
 import type { FastifyInstance, FastifyRequest } from "fastify";
+import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import type { ServiceRoute } from "./grpc-server.ts";
-import { toConnectError } from "./rpc-error.ts";
+import { REQUEST_ID_METADATA, toConnectError } from "./rpc-error.ts";
 
 export interface LocalRpcOptions {
   routes: readonly ServiceRoute[];
@@ -24,17 +23,29 @@ export interface LocalRpcOptions {
   shutdownSignal: AbortSignal;
   /** What a handler finds in its context, from the request. */
   contextValues?: (request: FastifyRequest) => ContextValues;
-  /** Told of every finished call's failure. */
-  onError?: (method: string, error: unknown) => void;
+  /** Told of every call that failed; its caller got the same request id. */
+  onFailure?: (failure: CallFailure) => void;
 }
 
+/** One request, while it runs. */
+interface Request {
+  readonly id: string;
+  /** Its failure was told. */
+  failed: boolean;
+}
+
+const requestKey = createContextKey<Request | undefined>(undefined, { description: "the HTTP request" });
+/** A path that is logged is the caller's text. */
+const LOGGED_PATH_MAX = 200;
+
 /** Errors get their code and details here, once, for every handler. */
-function errorInterceptor(onError: LocalRpcOptions["onError"]): Interceptor {
+function errorInterceptor(onFailure: LocalRpcOptions["onFailure"]): Interceptor {
   return (next) => async (request) => {
     const name = `${request.service.typeName}/${request.method.name}`;
     const translate = (error: unknown) => {
-      onError?.(name, error);
-      return toConnectError(error);
+      const call = request.contextValues.get(requestKey) ?? { id: newRequestId(), failed: false };
+      call.failed = true;
+      return failCall(name, error, call.id, onFailure);
     };
     try {
       const response = await next(request);
@@ -58,6 +69,22 @@ function errorInterceptor(onError: LocalRpcOptions["onError"]): Interceptor {
 
 /** Mounts services on fastify: Connect over HTTP/1.1, JSON or binary, so that curl can speak it. */
 export async function mountLocalRpc(server: FastifyInstance, options: LocalRpcOptions): Promise<void> {
+  const requests = new WeakMap<object, Request>();
+  server.addHook("onRequest", async (request, reply) => {
+    const id = newRequestId();
+    requests.set(request.raw, { id, failed: false });
+    reply.raw.setHeader(REQUEST_ID_METADATA, id);
+  });
+  // What is refused before a handler sees it: a body that is no message, a path that is no method.
+  server.addHook("onResponse", async (request, reply) => {
+    const { statusCode } = reply.raw;
+    const call = requests.get(request.raw);
+    if (statusCode >= 400 && call?.failed === false) {
+      const error = new Error(`refused with HTTP status ${statusCode} before it was read`);
+      const method = request.url.slice(1, LOGGED_PATH_MAX);
+      options.onFailure?.({ method, code: "InvalidArgument", requestId: call.id, error });
+    }
+  });
   await server.register(fastifyConnectPlugin, {
     routes(router) {
       for (const { service, implementation } of options.routes) {
@@ -70,8 +97,9 @@ export async function mountLocalRpc(server: FastifyInstance, options: LocalRpcOp
     acceptCompression: [],
     readMaxBytes: options.maxMessageBytes,
     shutdownSignal: options.shutdownSignal,
-    interceptors: [errorInterceptor(options.onError)],
-    ...(options.contextValues === undefined ? {} : { contextValues: options.contextValues }),
+    interceptors: [errorInterceptor(options.onFailure)],
+    contextValues: (request) =>
+      (options.contextValues?.(request) ?? createContextValues()).set(requestKey, requests.get(request.raw)),
   });
 }
 
@@ -98,16 +126,4 @@ export function refuseLocalCall(request: IncomingMessage, response: ServerRespon
     response.end(body);
   }
   request.resume();
-}
-
-/** A client of a service behind a Unix socket. */
-export function createLocalClient<Service extends DescService>(service: Service, socketPath: string): Client<Service> {
-  const transport = createConnectTransport({
-    baseUrl: "http://localhost",
-    httpVersion: "1.1",
-    useBinaryFormat: true,
-    acceptCompression: [],
-    nodeOptions: { socketPath },
-  });
-  return createClient(service, transport);
 }

@@ -6,6 +6,9 @@ import { ERROR_CODES, type ErrorCode, isErrorCode, toWeightlineError, Weightline
 /** Metadata of gRPC answers that carries the ErrorDetail. */
 export const ERROR_METADATA = "weightline-error-bin";
 
+/** Metadata of failed calls over gRPC and header of answers over HTTP: finds the call in the program's log. */
+export const REQUEST_ID_METADATA = "weightline-request-id";
+
 /** What an unknown failure is called towards a caller: its own words may hold what is not theirs to know. */
 const HIDDEN_MESSAGE = "internal error; the program's log has the cause";
 
@@ -40,13 +43,17 @@ function detailOf(error: WeightlineError) {
   };
 }
 
-/** The error as it goes over the wire, by Connect or gRPC. A ConnectError stays what it is: the contract words some itself. */
-export function toConnectError(error: unknown): ConnectError {
+/**
+ * The error as it goes over the wire, by Connect or gRPC. A ConnectError stays what it is: the contract words some itself.
+ * `requestId` is what the log has the cause under.
+ */
+export function toConnectError(error: unknown, requestId = ""): ConnectError {
   if (error instanceof ConnectError) {
     return error;
   }
   const known = toWeightlineError(error);
-  const message = known.code === "Internal" ? HIDDEN_MESSAGE : known.message.toWellFormed();
+  const hidden = requestId === "" ? HIDDEN_MESSAGE : `${HIDDEN_MESSAGE} under request ${requestId}`;
+  const message = known.code === "Internal" ? hidden : known.message.toWellFormed();
   const detail = { desc: ErrorDetailSchema, value: detailOf(known) };
   return new ConnectError(message, ERROR_CODES[known.code].rpc, undefined, [detail], known);
 }
@@ -82,7 +89,12 @@ function codeOf(rpcCode: Code): ErrorCode {
   return rpcCode === Code.Unauthenticated ? "PermissionDenied" : "Internal";
 }
 
-function fromDetail(message: string, rpcCode: Code, detail: ErrorDetail | undefined, cause: unknown): WeightlineError {
+function fromDetail(
+  message: string,
+  rpcCode: Code,
+  detail: ErrorDetail | undefined,
+  cause: ConnectError,
+): WeightlineError {
   const code = detail !== undefined && isErrorCode(detail.code) ? detail.code : codeOf(rpcCode);
   if (detail === undefined && rpcCode === Code.Unimplemented) {
     return new WeightlineError("Refused", `the other side is older and does not have this call: ${message}`, {
@@ -91,7 +103,8 @@ function fromDetail(message: string, rpcCode: Code, detail: ErrorDetail | undefi
     });
   }
   const { field, value, limit, wayOut, near } = detail ?? {};
-  return new WeightlineError(code, message, { field, value, limit, wayOut, near, cause });
+  const requestId = cause.metadata.get(REQUEST_ID_METADATA)?.split(",")[0] ?? "";
+  return new WeightlineError(code, message, { field, value, limit, wayOut, near, cause, requestId });
 }
 
 /** What a client makes of a failed call. */
@@ -116,9 +129,11 @@ export function fromStatus(
   code: number,
   message: string,
   detail: Uint8Array | undefined,
+  requestId: string,
   cause: unknown,
 ): ConnectError {
   const decoded = decodeDetail(detail);
   const details = decoded === undefined ? [] : [{ desc: ErrorDetailSchema, value: decoded }];
-  return new ConnectError(message, code as Code, undefined, details, cause);
+  const metadata = requestId === "" ? undefined : { [REQUEST_ID_METADATA]: requestId };
+  return new ConnectError(message, code as Code, metadata, details, cause);
 }

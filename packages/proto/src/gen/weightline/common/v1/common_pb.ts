@@ -12,7 +12,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file weightline/common/v1/common.proto.
  */
 export const file_weightline_common_v1_common: GenFile = /*@__PURE__*/
-  fileDesc("CiF3ZWlnaHRsaW5lL2NvbW1vbi92MS9jb21tb24ucHJvdG8SFHdlaWdodGxpbmUuY29tbW9uLnYxImQKDElkZW50aXR5UmFuaxIzCghpZGVudGl0eRgBIAEoCzIhLm1vZGVsX2V4cHJlc3MucDJwLlNvdXJjZUlkZW50aXR5EgwKBHJhbmsYAiABKA0SEQoJc291cmNlX2lkGAMgASgJIrQDCgdIb2xkaW5nEhIKCmhvbGRpbmdfaWQYASABKAkSNgoKaWRlbnRpdGllcxgCIAMoCzIiLndlaWdodGxpbmUuY29tbW9uLnYxLklkZW50aXR5UmFuaxIxCgVzdGF0ZRgDIAEoDjIiLndlaWdodGxpbmUuY29tbW9uLnYxLkhvbGRpbmdTdGF0ZRIMCgRraW5kGAQgASgJEhUKDWxheW91dF9kaWdlc3QYBSABKAwSFQoNb2JqZWN0X2RpZ2VzdBgGIAEoDBITCgt0b3RhbF9ieXRlcxgHIAEoBBIWCg52ZXJpZmllZF9ieXRlcxgIIAEoBBITCgtjaHVua19ieXRlcxgJIAEoDRINCgVpdGVtcxgKIAEoBBIoCgR0aWVyGAsgASgOMhoud2VpZ2h0bGluZS5jb21tb24udjEuVGllchIOCgZsZWFzZXMYDCABKA0SGQoRb3JpZ2luX2hvbGRpbmdfaWQYDSABKAkSFAoMbGF5b3V0X2J5dGVzGA4gASgEEhEKCWFsZ29yaXRobRgPIAEoCRIPCgdyZXBhaXJzGBAgASgNEg4KBnBhcmVudBgRIAEoCSKSAwoIVHJhbnNmZXISEwoLdHJhbnNmZXJfaWQYASABKAkSFQoNb2JqZWN0X2RpZ2VzdBgCIAEoDBISCgptb2RlbF9uYW1lGAMgASgJEgwKBG5vZGUYBCABKAkSDgoGcGFyZW50GAUgASgJEhEKCXRyYW5zcG9ydBgGIAEoCRIyCgVzdGF0ZRgHIAEoDjIjLndlaWdodGxpbmUuY29tbW9uLnYxLlRyYW5zZmVyU3RhdGUSFgoOdmVyaWZpZWRfYnl0ZXMYCCABKAQSEwoLdG90YWxfYnl0ZXMYCSABKAQSEwoLYnl0ZXNfcGVyX3MYCiABKAESGAoQcGVyY2VudF9vZl9ib3VuZBgLIAEoARINCgVibGFtZRgMIAEoCRISCgpzdGFydGVkX21zGA0gASgDEhAKCGVuZGVkX21zGA4gASgDEhUKDW5ldHdvcmtfYnl0ZXMYDyABKAQSFgoOcmVmdXNlZF9jaHVua3MYECABKAQSDQoFZXJyb3IYESABKAkSEgoKaG9sZGluZ19pZBgSIAEoCSKGAQoMRmlsbFByb2dyZXNzEg0KBXN0YXRlGAEgASgJEhYKDnZlcmlmaWVkX2J5dGVzGAIgASgEEhMKC3RvdGFsX2J5dGVzGAMgASgEEhMKC2J5dGVzX3Blcl9zGAQgASgBEg4KBnBhcmVudBgFIAEoCRIVCg1uZXR3b3JrX2J5dGVzGAYgASgEIiUKBk1lbW9yeRINCgVsaW1pdBgBIAEoBBIMCgR1c2VkGAIgASgEKpsBCgxIb2xkaW5nU3RhdGUSHQoZSE9MRElOR19TVEFURV9VTlNQRUNJRklFRBAAEhkKFUhPTERJTkdfU1RBVEVfRklMTElORxABEhoKFkhPTERJTkdfU1RBVEVfQ09NUExFVEUQAhIZChVIT0xESU5HX1NUQVRFX0RBTUFHRUQQAxIaChZIT0xESU5HX1NUQVRFX0VWSUNUSU5HEAQqOgoEVGllchIUChBUSUVSX1VOU1BFQ0lGSUVEEAASDQoJVElFUl9EUkFNEAESDQoJVElFUl9WUkFNEAIqawoJTm9kZVN0YXRlEhoKFk5PREVfU1RBVEVfVU5TUEVDSUZJRUQQABIUChBOT0RFX1NUQVRFX1JFQURZEAESFwoTTk9ERV9TVEFURV9EUkFJTklORxACEhMKD05PREVfU1RBVEVfTE9TVBADKn8KDVRyYW5zZmVyU3RhdGUSHgoaVFJBTlNGRVJfU1RBVEVfVU5TUEVDSUZJRUQQABIaChZUUkFOU0ZFUl9TVEFURV9SVU5OSU5HEAESFwoTVFJBTlNGRVJfU1RBVEVfRE9ORRACEhkKFVRSQU5TRkVSX1NUQVRFX0ZBSUxFRBADYgZwcm90bzM", [file_model_express_p2p]);
+  fileDesc("CiF3ZWlnaHRsaW5lL2NvbW1vbi92MS9jb21tb24ucHJvdG8SFHdlaWdodGxpbmUuY29tbW9uLnYxImQKDElkZW50aXR5UmFuaxIzCghpZGVudGl0eRgBIAEoCzIhLm1vZGVsX2V4cHJlc3MucDJwLlNvdXJjZUlkZW50aXR5EgwKBHJhbmsYAiABKA0SEQoJc291cmNlX2lkGAMgASgJIrQDCgdIb2xkaW5nEhIKCmhvbGRpbmdfaWQYASABKAkSNgoKaWRlbnRpdGllcxgCIAMoCzIiLndlaWdodGxpbmUuY29tbW9uLnYxLklkZW50aXR5UmFuaxIxCgVzdGF0ZRgDIAEoDjIiLndlaWdodGxpbmUuY29tbW9uLnYxLkhvbGRpbmdTdGF0ZRIMCgRraW5kGAQgASgJEhUKDWxheW91dF9kaWdlc3QYBSABKAwSFQoNb2JqZWN0X2RpZ2VzdBgGIAEoDBITCgt0b3RhbF9ieXRlcxgHIAEoBBIWCg52ZXJpZmllZF9ieXRlcxgIIAEoBBITCgtjaHVua19ieXRlcxgJIAEoDRINCgVpdGVtcxgKIAEoBBIoCgR0aWVyGAsgASgOMhoud2VpZ2h0bGluZS5jb21tb24udjEuVGllchIOCgZsZWFzZXMYDCABKA0SGQoRb3JpZ2luX2hvbGRpbmdfaWQYDSABKAkSFAoMbGF5b3V0X2J5dGVzGA4gASgEEhEKCWFsZ29yaXRobRgPIAEoCRIPCgdyZXBhaXJzGBAgASgNEg4KBnBhcmVudBgRIAEoCSL8AwoIVHJhbnNmZXISEwoLdHJhbnNmZXJfaWQYASABKAkSFQoNb2JqZWN0X2RpZ2VzdBgCIAEoDBISCgptb2RlbF9uYW1lGAMgASgJEgwKBG5vZGUYBCABKAkSDgoGcGFyZW50GAUgASgJEhEKCXRyYW5zcG9ydBgGIAEoCRIyCgVzdGF0ZRgHIAEoDjIjLndlaWdodGxpbmUuY29tbW9uLnYxLlRyYW5zZmVyU3RhdGUSFgoOdmVyaWZpZWRfYnl0ZXMYCCABKAQSEwoLdG90YWxfYnl0ZXMYCSABKAQSEwoLYnl0ZXNfcGVyX3MYCiABKAESGAoQcGVyY2VudF9vZl9ib3VuZBgLIAEoARINCgVibGFtZRgMIAEoCRISCgpzdGFydGVkX21zGA0gASgDEhAKCGVuZGVkX21zGA4gASgDEhUKDW5ldHdvcmtfYnl0ZXMYDyABKAQSFgoOcmVmdXNlZF9jaHVua3MYECABKAQSDQoFZXJyb3IYESABKAkSEgoKaG9sZGluZ19pZBgSIAEoCRI0CgZwaGFzZXMYEyABKAsyJC53ZWlnaHRsaW5lLmNvbW1vbi52MS5UcmFuc2ZlclBoYXNlcxIyCgV3YWl0cxgUIAEoCzIjLndlaWdodGxpbmUuY29tbW9uLnYxLlRyYW5zZmVyV2FpdHMihgEKDEZpbGxQcm9ncmVzcxINCgVzdGF0ZRgBIAEoCRIWCg52ZXJpZmllZF9ieXRlcxgCIAEoBBITCgt0b3RhbF9ieXRlcxgDIAEoBBITCgtieXRlc19wZXJfcxgEIAEoARIOCgZwYXJlbnQYBSABKAkSFQoNbmV0d29ya19ieXRlcxgGIAEoBCIlCgZNZW1vcnkSDQoFbGltaXQYASABKAQSDAoEdXNlZBgCIAEoBCKIAQoOVHJhbnNmZXJQaGFzZXMSEQoJZmluZGluZ19zGAEgASgBEhEKCW9wZW5pbmdfcxgCIAEoARIQCghsYXlvdXRfcxgDIAEoARIUCgxmaXJzdF9ieXRlX3MYBCABKAESEwoLcmVjZWl2aW5nX3MYBSABKAESEwoLZmluaXNoaW5nX3MYBiABKAEiVAoNVHJhbnNmZXJXYWl0cxIQCghwYXJlbnRfcxgBIAEoARIOCgZ3aXJlX3MYAiABKAESEAoIdmVyaWZ5X3MYAyABKAESDwoHc3RvcmVfcxgEIAEoASqbAQoMSG9sZGluZ1N0YXRlEh0KGUhPTERJTkdfU1RBVEVfVU5TUEVDSUZJRUQQABIZChVIT0xESU5HX1NUQVRFX0ZJTExJTkcQARIaChZIT0xESU5HX1NUQVRFX0NPTVBMRVRFEAISGQoVSE9MRElOR19TVEFURV9EQU1BR0VEEAMSGgoWSE9MRElOR19TVEFURV9FVklDVElORxAEKjoKBFRpZXISFAoQVElFUl9VTlNQRUNJRklFRBAAEg0KCVRJRVJfRFJBTRABEg0KCVRJRVJfVlJBTRACKmsKCU5vZGVTdGF0ZRIaChZOT0RFX1NUQVRFX1VOU1BFQ0lGSUVEEAASFAoQTk9ERV9TVEFURV9SRUFEWRABEhcKE05PREVfU1RBVEVfRFJBSU5JTkcQAhITCg9OT0RFX1NUQVRFX0xPU1QQAyp/Cg1UcmFuc2ZlclN0YXRlEh4KGlRSQU5TRkVSX1NUQVRFX1VOU1BFQ0lGSUVEEAASGgoWVFJBTlNGRVJfU1RBVEVfUlVOTklORxABEhcKE1RSQU5TRkVSX1NUQVRFX0RPTkUQAhIZChVUUkFOU0ZFUl9TVEFURV9GQUlMRUQQA2IGcHJvdG8z", [file_model_express_p2p]);
 
 /**
  * A name under which a holding can be asked for.
@@ -287,6 +287,20 @@ export type Transfer = Message<"weightline.common.v1.Transfer"> & {
    * @generated from field: string holding_id = 18;
    */
   holdingId: string;
+
+  /**
+   * Where the time went; what is still to come is 0.
+   *
+   * @generated from field: weightline.common.v1.TransferPhases phases = 19;
+   */
+  phases?: TransferPhases | undefined;
+
+  /**
+   * What the streams waited for, summed over them.
+   *
+   * @generated from field: weightline.common.v1.TransferWaits waits = 20;
+   */
+  waits?: TransferWaits | undefined;
 };
 
 /**
@@ -369,6 +383,104 @@ export type Memory = Message<"weightline.common.v1.Memory"> & {
  */
 export const MemorySchema: GenMessage<Memory> = /*@__PURE__*/
   messageDesc(file_weightline_common_v1_common, 4);
+
+/**
+ * A transfer's time, part by part, in seconds; they follow each other.
+ *
+ * @generated from message weightline.common.v1.TransferPhases
+ */
+export type TransferPhases = Message<"weightline.common.v1.TransferPhases"> & {
+  /**
+   * Looking for holders, before this parent was chosen.
+   *
+   * @generated from field: double finding_s = 1;
+   */
+  findingS: number;
+
+  /**
+   * Asking the parent for endpoint and tickets.
+   *
+   * @generated from field: double opening_s = 2;
+   */
+  openingS: number;
+
+  /**
+   * Connecting, and fetching the layout where it was not there.
+   *
+   * @generated from field: double layout_s = 3;
+   */
+  layoutS: number;
+
+  /**
+   * From the layout to the first verified chunk.
+   *
+   * @generated from field: double first_byte_s = 4;
+   */
+  firstByteS: number;
+
+  /**
+   * From the first verified chunk to the last.
+   *
+   * @generated from field: double receiving_s = 5;
+   */
+  receivingS: number;
+
+  /**
+   * Object digest, flags and record.
+   *
+   * @generated from field: double finishing_s = 6;
+   */
+  finishingS: number;
+};
+
+/**
+ * Describes the message weightline.common.v1.TransferPhases.
+ * Use `create(TransferPhasesSchema)` to create a new message.
+ */
+export const TransferPhasesSchema: GenMessage<TransferPhases> = /*@__PURE__*/
+  messageDesc(file_weightline_common_v1_common, 5);
+
+/**
+ * Seconds that the streams of a transfer waited, by cause.
+ *
+ * @generated from message weightline.common.v1.TransferWaits
+ */
+export type TransferWaits = Message<"weightline.common.v1.TransferWaits"> & {
+  /**
+   * The parent said that it waits itself.
+   *
+   * @generated from field: double parent_s = 1;
+   */
+  parentS: number;
+
+  /**
+   * Nothing came on the wire.
+   *
+   * @generated from field: double wire_s = 2;
+   */
+  wireS: number;
+
+  /**
+   * Digesting.
+   *
+   * @generated from field: double verify_s = 3;
+   */
+  verifyS: number;
+
+  /**
+   * Writing and allocating.
+   *
+   * @generated from field: double store_s = 4;
+   */
+  storeS: number;
+};
+
+/**
+ * Describes the message weightline.common.v1.TransferWaits.
+ * Use `create(TransferWaitsSchema)` to create a new message.
+ */
+export const TransferWaitsSchema: GenMessage<TransferWaits> = /*@__PURE__*/
+  messageDesc(file_weightline_common_v1_common, 6);
 
 /**
  * States of a holding; objects.md of the design, and packages/node-agent/src/holdings/holding-state.ts.

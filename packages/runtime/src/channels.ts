@@ -1,0 +1,3 @@
+// Channels to other programs, without any server.
+export { createGrpcChannel, type GrpcChannel, type GrpcChannelOptions } from "./rpc/grpc-client.ts";
+export { createLocalClient } from "./rpc/local-client.ts";

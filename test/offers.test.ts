@@ -215,8 +215,10 @@ except weightline.Error as error:
 
   const stalled = pod(
     a,
-    `${begin("stalls", ", stall_timeout=1")}
-try: filling.write("w1", bytes(600 << 20)); filling.seal()
+    `filling = agent.offer(identity=ident("stalls"), tensors=[("w", "U8", (9,))], stall_timeout=1)
+print("begun", flush=True)
+sys.stdin.readline()
+try: filling.write("w", bytes(9)); filling.seal()
 except weightline.Error as error: print("late", error.code, error, flush=True)`,
   );
   await stalled.waitFor(/begun/);

@@ -113,7 +113,7 @@ t.test("what a process has mapped stays over the limit, and the next one goes", 
   await kill(agent);
   const less = await restart(agent, 70 * MEGABYTE);
   t.same(evictions(less), ["middle"]);
-  t.match(less.program.output(), /"model":"oldest"[^\n]*stays above the limit: a process has it mapped/);
+  t.match(less.program.output(), /"event":"eviction-waits",[^\n]*"model":"oldest"/);
   t.same(await namesHeld(less), ["newest", "oldest"]);
   // A second process has the other one, too: nothing may go, and what is held is served all the same.
   const second = await mapping(less, "newest");

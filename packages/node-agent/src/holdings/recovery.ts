@@ -130,7 +130,7 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
     });
     if (pending) {
       log.warn(
-        { event: "eviction-waits", holding: holding.id },
+        { event: "eviction-waits", holding: holding.id, model: modelNameOf(holding) },
         "a process has it mapped: its memory returns when that ends",
       );
     }
@@ -250,7 +250,7 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
       result.evicted += 1;
     } else {
       log.warn(
-        { event: "eviction-waits", holding: holding.id },
+        { event: "eviction-waits", holding: holding.id, model: modelNameOf(holding) },
         "stays although the store is above its limit: a process has it mapped",
       );
     }

@@ -196,8 +196,10 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       const started = performance.now();
       const timeoutMs = timeoutOf(timeoutS);
       const wanted = readWanted(message);
-      const timeout = AbortSignal.timeout(timeoutMs);
-      const signal = AbortSignal.any([context.signal, caller.closed, timeout]);
+      // Not AbortSignal.timeout, which keeps what it holds until it fires, however soon the call ends.
+      const timeout = new AbortController();
+      const timer = setTimeout(() => timeout.abort(), timeoutMs);
+      const signal = AbortSignal.any([context.signal, caller.closed, timeout.signal]);
       let undelivered: Lease | undefined;
       try {
         const { held, stream } = progressStream(acquirer, wanted, signal, caller.group.beginFill);
@@ -214,7 +216,7 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
         yield { event: { case: "held", value } };
         undelivered = undefined;
       } catch (error) {
-        const known = timeout.aborted
+        const known = timeout.signal.aborted
           ? new WeightlineError(
               "DeadlineExceeded",
               `${wanted.label} did not come within ${timeoutMs / 1000} s; its fill goes on`,
@@ -229,6 +231,7 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
         options.onAcquire(known.code, (performance.now() - started) / 1000);
         throw known;
       } finally {
+        clearTimeout(timer);
         if (undelivered !== undefined) {
           leases.release(undelivered.id, caller.owner);
         }

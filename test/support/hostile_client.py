@@ -41,6 +41,32 @@ def silent(path):
         time.sleep(0.3)
 
 
+def crowd(path):
+    """70 processes with as many silent connections as each may have; all leave when the first is killed."""
+    reader, writer = os.pipe()
+    done, told = os.pipe()
+    for i in range(70):
+        if os.fork() == 0:
+            os.close(writer)
+            os.close(done)
+            kept = []
+            for i in range(16):
+                s = connect(path)
+                # One that had an answer may be silent for longer.
+                s.sendall(request("Status", {}))
+                Answers(s).next()
+                kept.append(s)
+            os.write(told, b"x")
+            os.read(reader, 1)
+            os._exit(len(kept) - 16)
+    count = 0
+    while count < 70:
+        count += len(os.read(done, 100))
+    say("begun", count)
+    while True:
+        time.sleep(60)
+
+
 def reconnect(path):
     """Connects and leaves, for ever."""
     say("begun")
@@ -146,5 +172,5 @@ def descriptors(path):
 if __name__ == "__main__":
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    kinds = {"silent": silent, "reconnect": reconnect, "unread": unread, "leases": leases, "calls": calls, "descriptors": descriptors}
+    kinds = {"silent": silent, "crowd": crowd, "reconnect": reconnect, "unread": unread, "leases": leases, "calls": calls, "descriptors": descriptors}
     kinds[sys.argv[1]](sys.argv[2])

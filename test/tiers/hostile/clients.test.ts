@@ -2,6 +2,7 @@
 import { readdirSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import t from "tap";
+import { CONNECTIONS_MAX } from "../../../packages/node-agent/src/local/limits.ts";
 import { createCluster } from "../../support/cluster.ts";
 import { heapBytes, INSPECTABLE } from "../../support/heap.ts";
 import { ROOT, startCommand } from "../../support/program.ts";
@@ -71,6 +72,29 @@ for (const [kind, processes, proof] of ATTACKS) {
     t.ok(grown < GROWTH_MAX_BYTES, `${(grown / 2 ** 20).toFixed(1)} MiB more`);
   });
 }
+
+t.test(
+  "70 processes with 16 silent connections each: all of them together are bounded, a newcomer is answered",
+  async (t) => {
+    const before = descriptors();
+    const crowd = attack("crowd");
+    await crowd.waitFor(/begun 70/, 60_000);
+    const open = () => descriptors() - before;
+    for (let i = 0; i < 200 && open() < CONNECTIONS_MAX; i++) {
+      await sleep(50);
+    }
+    // A connection, and one more descriptor for each process.
+    t.ok(open() >= CONNECTIONS_MAX, `${open()} descriptors: the bound is reached`);
+    t.ok(open() <= CONNECTIONS_MAX + 70 + 4, `${open()} descriptors`);
+    t.equal(await agent.python(WELL_BEHAVED), "answered");
+    t.ok(open() <= CONNECTIONS_MAX + 70 + 8, `${open()} descriptors`);
+    crowd.kill("SIGKILL");
+    for (let i = 0; i < 200 && open() > 4; i++) {
+      await sleep(50);
+    }
+    t.ok(open() <= 4, `${open()} are left`);
+  },
+);
 
 t.test("and after all of it", async (t) => {
   t.equal(await agent.python(WELL_BEHAVED), "answered");

@@ -38,8 +38,8 @@ const ATTACKS: ReadonlyArray<readonly [string, number, RegExp]> = [
   ["silent", 1, /begun 512/],
   ["silent", 4, /begun 512/],
   ["reconnect", 2, /connected \d{5,}/],
-  ["unread", 2, /closed by the agent/],
-  ["leases", 2, /tried \d{4,} got [1-9]\d*/],
+  ["unread", 1, /closed by the agent/],
+  ["leases", 1, /tried \d{4,} got [1-9]\d*/],
   ["calls", 2, /rounds \d+/],
   ["descriptors", 2, /messages \d{4,}/],
 ];

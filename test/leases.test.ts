@@ -1,3 +1,4 @@
+import { writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import t from "tap";
 import { createCluster } from "./support/cluster.ts";
@@ -33,6 +34,10 @@ function holder(code: string) {
   );
 }
 
+/** Python that waits until the test says so. */
+const untilTold = (word: string) => `while not os.path.exists("${cluster.folder}/${word}"): time.sleep(0.02)`;
+const tell = (word: string) => writeFileSync(`${cluster.folder}/${word}`, "");
+
 t.test("a lease ends with its block, with release, with its process", async (t) => {
   t.equal(
     await agent.python(
@@ -47,9 +52,24 @@ t.test("a lease ends with its block, with release, with its process", async (t) 
   t.ok(await until(async () => (await leases()) === 0), "gone with the process");
 });
 
+t.test("SIGKILL: all leases of the process end within a second, those of others stay", async (t) => {
+  const other = holder('held = agent.acquire(model_name="m")\nprint("held")\ntime.sleep(60)');
+  await other.waitFor(/held/);
+  const process = holder('all = [agent.acquire(model_name="m") for i in range(20)]\nprint("held")\ntime.sleep(60)');
+  await process.waitFor(/held/);
+  t.equal(await leases(), 21);
+  process.kill("SIGKILL");
+  await process.exited;
+  const dead = performance.now();
+  t.ok(await until(async () => (await leases()) === 1));
+  t.ok(performance.now() - dead < 1000);
+  await other.stop();
+  t.ok(await until(async () => (await leases()) === 0));
+});
+
 t.test("what is leased is not evicted: exit 6; with --force the memory returns when the user leaves", async (t) => {
   const process = holder(
-    'held = agent.acquire(model_name="m")\nt = held["w"].data\nprint("held")\ntime.sleep(3)\nprint("sum", t[0] + t[-1])',
+    `held = agent.acquire(model_name="m")\nt = held["w"].data\nprint("held")\n${untilTold("evicted")}\nprint("sum", t[0] + t[-1])`,
   );
   await process.waitFor(/held/);
   const refused = await cluster.mxctl(["evict", "--model-name", "m"], agent);
@@ -60,7 +80,8 @@ t.test("what is leased is not evicted: exit 6; with --force the memory returns w
   t.match(JSON.parse(forced.stdout), { freed_bytes: 0 });
   t.ok(JSON.parse(forced.stdout).pending_bytes >= 5_000_000);
   t.equal((await cluster.mxctl(["pull", "--model-name", "m"], agent)).code, 3, "it is attached no more");
-  await process.waitFor(/sum 14/, 10_000);
+  tell("evicted");
+  await process.waitFor(/sum 14/);
   t.ok(await until(async () => (await agent.client.status({})).holdings.length === 0), "freed after the last user");
   await reload();
 });
@@ -84,13 +105,14 @@ t.test("a view after release and eviction shows the old bytes or raises; never o
   const other = `${cluster.folder}/other.safetensors`;
   writeTensors(other, { w: { dtype: "U8", shape: [5_000_000], data: Buffer.alloc(5_000_000, 9) } });
   const process = holder(
-    'held = agent.acquire(model_name="m")\nt = held["w"].data\nheld.release()\ntry:\n    held["w"]\nexcept weightline.Refused as e:\n    print("raises", e.code)\nprint("released")\ntime.sleep(4)\nprint("bytes", t[0], t[2_500_000], t[4_999_999])',
+    `held = agent.acquire(model_name="m")\nt = held["w"].data\nheld.release()\ntry:\n    held["w"]\nexcept weightline.Refused as e:\n    print("raises", e.code)\nprint("released")\n${untilTold("other")}\nprint("bytes", t[0], t[2_500_000], t[4_999_999])`,
   );
   await process.waitFor(/raises Refused\nreleased/);
   const evicted = await cluster.mxctl(["evict", "--model-name", "m", "--output", "json", "--timeout", "2"], agent);
   t.ok([0, 1].includes(evicted.code ?? -1));
   t.equal((await cluster.mxctl(["load", other, "--model-name", "other"], agent)).code, 0);
-  await process.waitFor(/bytes 7 7 7/, 10_000);
+  tell("other");
+  await process.waitFor(/bytes 7 7 7/);
   await until(async () => (await agent.client.status({})).holdings.length === 1);
   await reload();
 });

@@ -15,7 +15,7 @@ SILENT = 512
 
 
 def silent(path):
-    """512 connections that say nothing; closed ones are made anew, ten times a second."""
+    """512 connections that say nothing; closed ones are made anew, three times a second."""
     open_ones = []
     first = True
     while True:
@@ -38,7 +38,33 @@ def silent(path):
         if first:
             say("begun", len(open_ones))
             first = False
-        time.sleep(0.1)
+        time.sleep(0.3)
+
+
+def crowd(path):
+    """70 processes with as many silent connections as each may have; all leave when the first is killed."""
+    reader, writer = os.pipe()
+    done, told = os.pipe()
+    for i in range(70):
+        if os.fork() == 0:
+            os.close(writer)
+            os.close(done)
+            kept = []
+            for i in range(16):
+                s = connect(path)
+                # One that had an answer may be silent for longer.
+                s.sendall(request("Status", {}))
+                Answers(s).next()
+                kept.append(s)
+            os.write(told, b"x")
+            os.read(reader, 1)
+            os._exit(len(kept) - 16)
+    count = 0
+    while count < 70:
+        count += len(os.read(done, 100))
+    say("begun", count)
+    while True:
+        time.sleep(60)
 
 
 def reconnect(path):
@@ -99,19 +125,25 @@ def leases(path):
 
 
 def calls(path):
-    """Pipelines calls on sixteen connections and reads the answers."""
+    """Pipelines calls on sixteen connections and reads the answers; closed ones are made anew."""
     socks = [connect(path) for i in range(16)]
     one = request("Status", {}) * 10
     say("begun")
+    rounds, last = 0, time.monotonic()
     while True:
-        for s in socks:
-            s.sendall(one)
-        for s in socks:
-            s.settimeout(1)
+        for i, s in enumerate(socks):
             try:
-                s.recv(1 << 20)
+                s.settimeout(1)
+                s.sendall(one)
+                if s.recv(1 << 20) == b"":
+                    raise OSError
             except OSError:
-                pass
+                s.close()
+                socks[i] = connect(path)
+        rounds += 1
+        if time.monotonic() - last > 1:
+            say("rounds", rounds)
+            last = time.monotonic()
 
 
 def descriptors(path):
@@ -140,5 +172,5 @@ def descriptors(path):
 if __name__ == "__main__":
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    kinds = {"silent": silent, "reconnect": reconnect, "unread": unread, "leases": leases, "calls": calls, "descriptors": descriptors}
+    kinds = {"silent": silent, "crowd": crowd, "reconnect": reconnect, "unread": unread, "leases": leases, "calls": calls, "descriptors": descriptors}
     kinds[sys.argv[1]](sys.argv[2])

@@ -96,5 +96,6 @@ def model(name, timeout_s=120):
 
 
 def say(*words):
-    print(*words)
+    """A whole line at once: who waits for it must not see half of it."""
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
     sys.stdout.flush()

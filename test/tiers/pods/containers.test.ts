@@ -57,7 +57,7 @@ say("refused", codes)
 `,
       { uid },
     );
-    const [, said] = await pod.program.waitFor(/(pid .*)/);
+    const [, said] = await pod.program.waitFor(/(pid .* leases \d+)/);
     t.equal(said, `pid 1 uid ${uid} byte 7 leases 1`, "in namespaces of its own");
     await pod.program.waitFor(
       /refused \['permission_denied', 'permission_denied', 'permission_denied', 'permission_denied'\]/,

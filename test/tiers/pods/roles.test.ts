@@ -26,7 +26,7 @@ const POD = randomUUID();
 const container = cgroups.container(POD, "main");
 /** Goes on as another user, in Python. */
 const AS_OTHER = "os.setgroups([]); os.setgid(12345); os.setuid(12345)\n";
-const OPERATORS_ONLY = ["load", "pull", "evict", "drain"];
+const OPERATORS_ONLY = ["load", "pull", "evict", "drain", "doctor"];
 const ALL = Object.values(AgentService.method).map(({ name }) => name);
 
 const environment = { PYTHONPATH: `${ROOT}python/weightline:${ROOT}test/support`, PYTHONDONTWRITEBYTECODE: "1" };

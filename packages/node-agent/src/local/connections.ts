@@ -34,8 +34,8 @@ export interface Connections {
   callerOf(socket: Socket): Caller | undefined;
   /** A call began; it ends with its response. Returns why it must be refused, if it must; its connection may be closed then. */
   begin(socket: Socket, response: ServerResponse): WeightlineError | undefined;
-  /** Settles when the call may go on: those who call at once do by turns, one call of each group after another. */
-  turn(socket: Socket): Promise<void>;
+  /** Lets a call go on: those who call at once do by turns, one call of each group after another. Not when it was left. */
+  turn(socket: Socket, go: () => void): void;
   /** Closes those without a call, and after `graceMs` the others. */
   stop(graceMs: number): Promise<void>;
 }
@@ -257,9 +257,11 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
         return false;
       }
     },
-    turn(socket) {
-      const group = bySocket.get(socket)?.group;
-      return group === undefined ? Promise.resolve() : turns.wait(group);
+    turn(socket, go) {
+      const connection = bySocket.get(socket);
+      if (connection !== undefined) {
+        turns.wait(connection.group, connection.caller.closed, go);
+      }
     },
     callerOf: (socket) => bySocket.get(socket)?.caller,
     begin(socket, response) {

@@ -107,7 +107,7 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
         },
         (request, response) => {
           if (!refused(request, response)) {
-            connections.turn(request.socket).then(() => handle(request, response));
+            connections.turn(request.socket, () => handle(request, response));
           }
         },
       );

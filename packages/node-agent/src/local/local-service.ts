@@ -109,8 +109,10 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       const started = performance.now();
       const timeoutMs = readTimeout("timeout_s", timeoutS);
       const wanted = readWanted(message);
-      const timeout = AbortSignal.timeout(timeoutMs);
-      const signal = AbortSignal.any([context.signal, caller.closed, timeout]);
+      // Not AbortSignal.timeout, which keeps what it holds until it fires, however soon the call ends.
+      const timeout = new AbortController();
+      const timer = setTimeout(() => timeout.abort(), timeoutMs);
+      const signal = AbortSignal.any([context.signal, caller.closed, timeout.signal]);
       let undelivered: Lease | undefined;
       try {
         const stream = acquireStream(acquirer, wanted, signal, caller.group.beginFill);
@@ -128,7 +130,7 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
         yield { event: { case: "held", value } };
         undelivered = undefined;
       } catch (error) {
-        const known = timeout.aborted
+        const known = timeout.signal.aborted
           ? new WeightlineError(
               "DeadlineExceeded",
               `${wanted.label} did not come within ${timeoutMs / 1000} s; its fill goes on`,
@@ -143,6 +145,7 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
         options.onAcquire(known.code, (performance.now() - started) / 1000);
         throw known;
       } finally {
+        clearTimeout(timer);
         if (undelivered !== undefined) {
           leases.release(undelivered.id, caller.owner);
         }

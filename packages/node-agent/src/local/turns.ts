@@ -1,11 +1,19 @@
 /** Lets those who ask at once go on by turns, so that one who asks often does not keep others waiting. */
 export interface Turns<Key> {
-  /** Settles when it is the key's turn: at once for the first in a turn of the event loop, the others follow one each. */
-  wait(key: Key): Promise<void>;
+  /**
+   * Calls back when it is the key's turn: at once for the first in a turn of the event loop, the others follow one each. One
+   * that was left (its signal is aborted) when its turn comes is passed over.
+   */
+  wait(key: Key, left: AbortSignal, go: () => void): void;
+}
+
+interface Waiting {
+  left: AbortSignal;
+  go: () => void;
 }
 
 export function createTurns<Key>(): Turns<Key> {
-  const waiting = new Map<Key, Array<() => void>>();
+  const waiting = new Map<Key, Waiting[]>();
   /** Keys that went on in this turn of the event loop. */
   const served = new Set<Key>();
   let scheduled = false;
@@ -14,10 +22,14 @@ export function createTurns<Key>(): Turns<Key> {
     scheduled = false;
     served.clear();
     for (const [key, queue] of [...waiting]) {
-      served.add(key);
-      queue.shift()?.();
-      if (queue.length === 0) {
+      const at = queue.findIndex(({ left }) => !left.aborted);
+      const [next] = at < 0 ? [] : queue.splice(0, at + 1).slice(-1);
+      if (at < 0 || queue.length === 0) {
         waiting.delete(key);
+      }
+      if (next !== undefined) {
+        served.add(key);
+        next.go();
       }
     }
     if (served.size > 0) {
@@ -33,20 +45,19 @@ export function createTurns<Key>(): Turns<Key> {
   };
 
   return {
-    wait(key) {
+    wait(key, left, go) {
       schedule();
       if (!served.has(key)) {
         served.add(key);
-        return Promise.resolve();
+        go();
+        return;
       }
-      return new Promise((resolve) => {
-        const queue = waiting.get(key);
-        if (queue === undefined) {
-          waiting.set(key, [resolve]);
-        } else {
-          queue.push(resolve);
-        }
-      });
+      const queue = waiting.get(key);
+      if (queue === undefined) {
+        waiting.set(key, [{ left, go }]);
+      } else {
+        queue.push({ left, go });
+      }
     },
   };
 }

@@ -65,3 +65,26 @@ t.test("a load whose verified bytes are damaged under it", async (t) => {
   const bytes = readFileSync(`${child.store}/holdings/${received}/files/m.safetensors`);
   t.equal(createHash("sha256").update(bytes).digest("hex"), right);
 });
+
+t.test("a model that is evicted while it is loaded: the load ends in words, and its memory is free", async (t) => {
+  const agent = await cluster.startAgent("evicting", ["--load-threads", "1"]);
+  const slow = await trace((await moverOf(agent.program.pid)) ?? 0, `${cluster.folder}/evicting.trace`, {
+    calls: ["pread64"],
+    inject: "pread64:delay_enter=40000",
+    only: path,
+  });
+  const loading = cluster.mxctl(["load", path, "--model-name", "other"], agent);
+  await until(
+    "a part of it",
+    async () => ((await agent.client.status({})).holdings[0]?.verifiedBytes ?? 0n) > 5_000_000n,
+  );
+  const evicted = await cluster.mxctl(["evict", "--model-name", "other"], agent);
+  t.equal(evicted.code, 0, evicted.stderr);
+  const done = await loading;
+  await slow.stop();
+  t.not(done.code, 0);
+  t.match(done.stderr, /the load of other was ended: it is being evicted/);
+  await until("its memory", () => readdirSync(`${agent.store}/holdings`).length === 0, 5000);
+  t.same((await agent.client.status({})).holdings, []);
+  t.equal((await cluster.mxctl(["load", path, "--model-name", "other"], agent)).code, 0, "it can be loaded again");
+});

@@ -276,8 +276,10 @@ export function createLoader(options: LoaderOptions): Loader {
         const { ignoredFiles, warnings, extraTensors } = scanned;
         return { ...result, sourceId: computeSourceId(named.identity), revision, ignoredFiles, warnings, extraTensors };
       } catch (error) {
+        // Asked before: giving it up is an eviction, too.
+        const evicted = own.signal.aborted;
         await abandon(id, holding);
-        throw own.signal.aborted
+        throw evicted
           ? new WeightlineError("Cancelled", `the load of ${request.modelName} was ended: it is being evicted`, {
               field: "model_name",
               value: request.modelName,

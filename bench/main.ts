@@ -9,6 +9,11 @@ const BENCHES: Record<string, () => Promise<{ run: (runs: number) => Promise<Ben
   restart: () => import("./restart.ts"),
   idle: () => import("./idle.ts"),
   digest: () => import("./digest.ts"),
+  offer: () => import("./offer.ts"),
+  "busy-attach": () => import("./busy-attach.ts"),
+  crowd: () => import("./crowd.ts"),
+  "many-holdings": () => import("./many-holdings.ts"),
+  hostile: () => import("./hostile.ts"),
 };
 const RUNS = 5;
 

@@ -3,6 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { HoldingState } from "@weightline/proto/common";
 import t from "tap";
 import { type Agent, createCluster } from "./support/cluster.ts";
+import { runningMoverOf } from "./support/processes.ts";
 import { runCommand } from "./support/program.ts";
 import { writeTensors } from "./support/safetensors-file.ts";
 
@@ -80,13 +81,13 @@ t.test(
 
 t.test("a stopped peer: its streams end by the stall time, the rest comes from the other", async (t) => {
   const d = await cluster.startAgent("d", ["--stall-timeout", "1s"]);
-  const { stdout } = await runCommand(["pgrep", "-P", String(a.program.pid), "-f", "mover-main"]);
-  process.kill(Number(stdout.trim()), "SIGSTOP");
+  const mover = await runningMoverOf(a.program.pid);
+  process.kill(mover, "SIGSTOP");
   try {
     t.equal(await acquire(d), digest);
     t.ok((await d.metric("weightline_fallbacks_total")) >= 1, "it left the silent one");
   } finally {
-    process.kill(Number(stdout.trim()), "SIGCONT");
+    process.kill(mover, "SIGCONT");
   }
   await d.program.stop();
 });

@@ -25,6 +25,8 @@ export interface Cluster {
   /** A folder on tmpfs of this run, for a store that outlives its agent. */
   store(name: string): string;
   mxctl(parameters: readonly string[], agent?: Agent): Promise<Finished>;
+  /** Loads a model at an agent; throws what mxctl says when it fails. */
+  load(agent: Agent, path: string, modelName: string): Promise<void>;
   stop(): Promise<void>;
 }
 
@@ -70,7 +72,7 @@ export async function createCluster(): Promise<Cluster> {
   const programs: RunningProgram[] = [];
   let controlPlane = "";
 
-  return {
+  const cluster: Cluster = {
     folder,
     controlPlane: () => controlPlane,
     store: (name) => `${stores}/${name}`,
@@ -152,10 +154,17 @@ export async function createCluster(): Promise<Cluster> {
         ...(agent === undefined ? [] : ["--socket", agent.socket]),
         ...parameters,
       ]),
+    async load(agent, path, modelName) {
+      const done = await cluster.mxctl(["load", path, "--model-name", modelName], agent);
+      if (done.code !== 0) {
+        throw new Error(`load ${path}: exit ${done.code}\n${done.stderr}`);
+      }
+    },
     async stop() {
       await Promise.all(programs.map((program) => program.stop()));
       await removeStore(stores);
       await rm(folder, { recursive: true, force: true });
     },
   };
+  return cluster;
 }

@@ -9,6 +9,15 @@ export async function moverOf(agentPid: number): Promise<number | undefined> {
   return first === undefined || first === "" ? undefined : Number(first);
 }
 
+/** The mover's process, which must be there. Its number is a real one: 0 would name the test's own process group in a kill. */
+export async function runningMoverOf(agentPid: number): Promise<number> {
+  const pid = await moverOf(agentPid);
+  if (pid === undefined || !(pid > 0)) {
+    throw new Error(`process ${agentPid} has no mover`);
+  }
+  return pid;
+}
+
 /** Waits for something to be true; throws with `what` when it does not come. */
 export async function until(what: string, test: () => Promise<boolean> | boolean, timeoutMs = 20_000): Promise<void> {
   const end = performance.now() + timeoutMs;

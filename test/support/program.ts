@@ -11,6 +11,8 @@ export interface RunningProgram {
   output(): string;
   /** Waits for a line that matches, in what was or will be written. */
   waitFor(pattern: RegExp, timeoutMs?: number): Promise<RegExpExecArray>;
+  /** Writes to its standard input. */
+  say(text: string): void;
   kill(signal: NodeJS.Signals): void;
   /** Ends it with SIGTERM, then SIGKILL; gives its exit code. */
   stop(): Promise<number | null>;
@@ -56,10 +58,11 @@ export function startProgram(
 export function startCommand(command: readonly string[], options: ProgramOptions = {}): RunningProgram {
   const [file = "", ...rest] = command;
   const child: ChildProcess = spawn(file, rest, {
-    stdio: ["ignore", "pipe", "pipe"],
+    stdio: ["pipe", "pipe", "pipe"],
     env: cleanEnvironment(options.env),
     ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
   });
+  child.stdin?.on("error", () => undefined);
   let output = "";
   const listeners = new Set<() => void>();
   const take = (data: Buffer) => {
@@ -108,6 +111,7 @@ export function startCommand(command: readonly string[], options: ProgramOptions
         look();
       });
     },
+    say: (text) => void child.stdin?.write(text),
     kill: (signal) => void child.kill(signal),
     async stop() {
       if (child.exitCode === null && child.signalCode === null) {

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { open, readFile } from "node:fs/promises";
 import { WeightlineError } from "@weightline/runtime";
 
 /** What the header of a layout says (objects.md, "Layout format"). */
@@ -27,6 +27,8 @@ export interface LayoutItem {
 const MAGIC = "WLLAYOUT";
 const PREAMBLE_BYTES = 16;
 const VERSION = 1;
+/** One read: a layout may have a hundred megabytes, and the event loop has others to serve. */
+const READ_BYTES = 1 << 20;
 
 interface RawHeader {
   kind: string;
@@ -42,7 +44,7 @@ function corrupt(what: string): WeightlineError {
   return new WeightlineError("Corrupt", `the layout is not valid: ${what}`, { field: "layout" });
 }
 
-function parse(bytes: Buffer): { raw: RawHeader; columnsAt: number } {
+function headerBytesOf(bytes: Buffer): number {
   if (bytes.length < PREAMBLE_BYTES || bytes.toString("latin1", 0, 8) !== MAGIC) {
     throw corrupt(`it does not begin with ${MAGIC}`);
   }
@@ -59,8 +61,11 @@ function parse(bytes: Buffer): { raw: RawHeader; columnsAt: number } {
       },
     );
   }
-  const headerBytes = bytes.readUInt32LE(12);
-  const columnsAt = PREAMBLE_BYTES + headerBytes;
+  return bytes.readUInt32LE(12);
+}
+
+function parse(bytes: Buffer): { raw: RawHeader; columnsAt: number } {
+  const columnsAt = PREAMBLE_BYTES + headerBytesOf(bytes);
   if (columnsAt > bytes.length) {
     throw corrupt("its header is cut off");
   }
@@ -81,18 +86,34 @@ export function segmentPaths(header: LayoutHeader): string[] {
  * compares `digest` with the record's before it believes a number. Refused: a version that is not known here.
  */
 export async function readLayoutHeader(folder: string): Promise<LayoutHeader> {
-  const bytes = await readFile(`${folder}/layout`);
-  const { raw } = parse(bytes);
-  return {
-    kind: raw.kind,
-    algorithm: raw.algorithm,
-    chunkBytes: raw.chunk_bytes,
-    itemCount: raw.items,
-    segments: raw.segments.map((segment) => ({ bytes: segment.bytes, path: segment.path ?? "" })),
-    totalBytes: raw.segments.reduce((sum, segment) => sum + segment.bytes, 0),
-    layoutBytes: bytes.length,
-    digest: createHash("sha256").update(bytes).digest("hex"),
-  };
+  const file = await open(`${folder}/layout`);
+  try {
+    const hash = createHash("sha256");
+    const pieces: Buffer[] = [];
+    let wanted = PREAMBLE_BYTES;
+    let size = 0;
+    for await (const piece of file.createReadStream({ highWaterMark: READ_BYTES, autoClose: false })) {
+      hash.update(piece);
+      if (size < wanted) {
+        pieces.push(piece);
+        wanted = PREAMBLE_BYTES + headerBytesOf(Buffer.concat(pieces));
+      }
+      size += piece.length;
+    }
+    const { raw } = parse(Buffer.concat(pieces));
+    return {
+      kind: raw.kind,
+      algorithm: raw.algorithm,
+      chunkBytes: raw.chunk_bytes,
+      itemCount: raw.items,
+      segments: raw.segments.map((segment) => ({ bytes: segment.bytes, path: segment.path ?? "" })),
+      totalBytes: raw.segments.reduce((sum, segment) => sum + segment.bytes, 0),
+      layoutBytes: size,
+      digest: hash.digest("hex"),
+    };
+  } finally {
+    await file.close();
+  }
 }
 
 function padded(bytes: number): number {

@@ -4,6 +4,7 @@ import type { HoldingRegistry } from "./holdings/holding-registry.ts";
 import { HOLDING_STATES } from "./holdings/holding-state.ts";
 import type { MemoryAccount } from "./holdings/memory-account.ts";
 import type { LeaseTable } from "./leases/lease-table.ts";
+import type { OfferTable } from "./offers/offer-table.ts";
 import type { TransferLog } from "./transfers/transfer-log.ts";
 
 /** The agent's metrics: all of them are here (docs/metrics.md lists them). */
@@ -15,12 +16,16 @@ export interface AgentMetrics {
   sent(report: MoverReport): void;
   fallback(reason: string): void;
   moverRestarted(): void;
+  /** An offer is over: "sealed", or the code of the error that ended it. */
+  offerEnded(outcome: string): void;
+  refusedLocally(limit: string): void;
   /** Sets gauges from these at each scrape. */
   observe(sources: {
     registry: HoldingRegistry;
     account: MemoryAccount;
     leases: LeaseTable;
     transfers: TransferLog;
+    offers: OfferTable;
   }): void;
 }
 
@@ -55,10 +60,20 @@ export function createAgentMetrics(): AgentMetrics {
     "to",
     "reason",
   ]);
+  const refusals = metrics.counter(
+    "weightline_local_refusals_total",
+    "Connections and calls of local callers that a limit ended",
+    ["limit"],
+  );
   const bound = metrics.gauge(
     "weightline_transfer_bound_ratio",
     "Rate of the last finished transfer over the link's rate",
   );
+  const offers = metrics.gauge("weightline_offers", "Offers that pods are filling");
+  const offersEnded = metrics.counter("weightline_offers_total", "Offers that are over, by how they ended", [
+    "outcome",
+  ]);
+  offersEnded.inc({ outcome: "sealed" }, 0);
   for (const result of ["verified", "refused"]) {
     chunks.inc({ result }, 0);
   }
@@ -66,6 +81,9 @@ export function createAgentMetrics(): AgentMetrics {
     transferBytes.inc({ direction, transport: "stream" }, 0);
   }
   restarts.inc(0);
+  for (const limit of ["connections", "calls", "unread"]) {
+    refusals.inc({ limit }, 0);
+  }
 
   return {
     metrics,
@@ -79,6 +97,8 @@ export function createAgentMetrics(): AgentMetrics {
     sent: (report) => transferBytes.inc({ direction: "out", transport: "stream" }, Number(report.sentBytes ?? 0n)),
     fallback: (reason) => fallbacks.inc({ from: "peer", to: "peer", reason }),
     moverRestarted: () => restarts.inc(),
+    offerEnded: (outcome) => offersEnded.inc({ outcome }),
+    refusedLocally: (limit) => refusals.inc({ limit }),
     observe(sources) {
       metrics.onCollect(() => {
         const all = sources.registry.all();
@@ -92,6 +112,7 @@ export function createAgentMetrics(): AgentMetrics {
         }
         limit.set(sources.account.limitBytes);
         leases.set(sources.leases.count());
+        offers.set(sources.offers.count());
         bound.set(sources.transfers.lastBoundRatio());
       });
     },

@@ -1,9 +1,10 @@
 import { readFileSync } from "node:fs";
-import { NodeState } from "@weightline/proto/common";
+import { HoldingState, NodeState } from "@weightline/proto/common";
 import { WorkerService } from "@weightline/proto/p2p";
 import { PeerService } from "@weightline/proto/peer";
 import { type DescriptorServerHandle, type MoverReport, native } from "@weightline/rdma-native";
 import {
+  createBoundedLog,
   createGrpcChannel,
   createGrpcServer,
   createHealthStatus,
@@ -13,26 +14,31 @@ import {
   type Logger,
   parseAddresses,
   toWeightlineError,
+  WeightlineError,
 } from "@weightline/runtime";
 import { type AgentConfiguration, DESCRIPTOR_SOCKET_SUFFIX } from "./configuration.ts";
 import { createDirectoryClient, type DirectoryClient } from "./directory/directory-client.ts";
 import { createAcquirer } from "./fills/acquirer.ts";
+import { matches, targetOf } from "./fills/candidates.ts";
 import { createFillBoard } from "./fills/fill-board.ts";
 import { createLoader, type Loaded } from "./fills/load.ts";
 import { createPuller } from "./fills/pull.ts";
 import { wantedFrom } from "./fills/wanted.ts";
 import { createEvictor } from "./holdings/evictor.ts";
-import { type Holding, keyOf, modelNameOf } from "./holdings/holding.ts";
+import { type Holding, keyOf, modelNameOf, toMessage } from "./holdings/holding.ts";
 import { createHoldingRegistry } from "./holdings/holding-registry.ts";
 import { createMemoryAccount } from "./holdings/memory-account.ts";
 import { recover } from "./holdings/recovery.ts";
 import { advertisedHost } from "./host-address.ts";
 import { createLeaseTable } from "./leases/lease-table.ts";
+import { createTicketOffice } from "./leases/ticket-office.ts";
 import { clearSocketPath, startLocalServer } from "./local/local-server.ts";
 import { createLocalService } from "./local/local-service.ts";
 import { memoryLimit } from "./memory-limit.ts";
 import { createAgentMetrics } from "./metrics.ts";
 import { type MoverProcess, startMover } from "./mover/mover-process.ts";
+import { createOfferTable } from "./offers/offer-table.ts";
+import { createOfferWork } from "./offers/offer-work.ts";
 import { createPeerClient } from "./peers/peer-client.ts";
 import { createPeerService, moverEndpoint } from "./peers/peer-service.ts";
 import { createWorkerService } from "./peers/worker-service.ts";
@@ -54,6 +60,11 @@ export interface NodeAgent {
 
 const VERSION: string = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")).version;
 const STOP_GRACE_MS = 2000;
+/** Lines in the log of one kind that pods can cause at will. */
+const STRANGER_LINES_MAX = 10;
+const STRANGER_PERIOD_MS = 10_000;
+/** How long other nodes are asked what they hold before something is evicted. */
+const HELD_ELSEWHERE_TIMEOUT_MS = 1000;
 /** contract.md: seconds that stock clients give a transfer. */
 const TRANSFER_TIMEOUT_S = 300;
 
@@ -138,11 +149,18 @@ async function start(
   const peers = createPeerClient(node, log);
   life.add({ name: "peer channels", stop: () => peers.close() });
 
-  const leases = createLeaseTable(registry, log);
+  const strangers = createBoundedLog({ log, linesMax: STRANGER_LINES_MAX, periodMs: STRANGER_PERIOD_MS });
+  const leases = createLeaseTable(registry, strangers);
   const linkRate = createLinkRate(configuration.linkRate);
   const transfers = createTransferLog(node, linkRate);
   const fills = createFillBoard<Holding>();
   const loads = createFillBoard<Loaded>();
+  const openDescriptors = () => {
+    if (descriptors === undefined) {
+      throw new WeightlineError("Unavailable", "the descriptor socket is not open yet", { wayOut: "try again" });
+    }
+    return descriptors;
+  };
   const nodeState = () => (notReady.draining ? NodeState.DRAINING : NodeState.READY);
 
   const evictor = createEvictor({
@@ -151,6 +169,7 @@ async function start(
     log,
     heldElsewhere,
     cancelFill: async (holding) => {
+      await offers.endOf(holding);
       for (const named of holding.record.identities) {
         await fills.find(keyOf(named))?.cancel();
       }
@@ -181,8 +200,6 @@ async function start(
     log,
   });
   parts = { mover, directory };
-  agentMetrics.observe({ registry, account, leases, transfers });
-
   const algorithm = configuration.digest;
   const loadRoot = configuration.loadRoot === "" && !insideContainer() ? "/" : configuration.loadRoot;
   const loader = createLoader({
@@ -215,16 +232,41 @@ async function start(
     onFallback: (reason) => agentMetrics.fallback(reason),
   });
   const acquirer = createAcquirer(registry, fills, puller);
+  const offers = createOfferTable({
+    registry,
+    board: fills,
+    leases,
+    work: createOfferWork({
+      store,
+      registry,
+      account,
+      evictor,
+      mover,
+      log,
+      threads: configuration.loadThreads,
+      algorithm,
+      descriptors: () => openDescriptors(),
+    }),
+    descriptors: () => openDescriptors(),
+    onEnd: (outcome) => agentMetrics.offerEnded(outcome),
+  });
+  agentMetrics.observe({ registry, account, leases, transfers, offers });
 
-  /** True when the directory knows another node that holds the same object whole. */
+  /** True when another node says, now, that it holds the same object whole. */
   async function heldElsewhere(holding: Holding): Promise<boolean> {
     const [named] = holding.record.identities;
     if (named === undefined) {
       return false;
     }
-    const signal = AbortSignal.timeout(1000);
-    const holders = await directory.lookup(wantedFrom(named), signal).catch(() => []);
-    return holders.some(({ node: name }) => name !== node);
+    const wanted = wantedFrom(named);
+    const signal = AbortSignal.timeout(HELD_ELSEWHERE_TIMEOUT_MS);
+    const holders = await directory.lookup(wanted, signal).catch(() => []);
+    const others = holders.filter(({ node: name }) => name !== node);
+    const found = await Promise.all(others.map((holder) => peers.find(holder, wanted, signal)));
+    const target = targetOf(toMessage(holding));
+    return found
+      .flat()
+      .some((one) => one.node !== node && one.holding.state === HoldingState.COMPLETE && matches(one, target));
   }
 
   const fillAgain = (holding: Holding) => {
@@ -363,19 +405,27 @@ async function start(
   life.add({ name: "peer server", stop: (graceMs) => peerServer.stop(graceMs) });
 
   const descriptorSocket = configuration.socket + DESCRIPTOR_SOCKET_SUFFIX;
+  const tickets = createTicketOffice(() => descriptorServer, descriptorSocket);
   const descriptorServer = native.createDescriptorServer(descriptorSocket, store.view, (event) => {
-    if (event.kind === "refused") {
-      log.warn({ process: event.pid, reason: event.reason }, "refused descriptors");
+    if (event.kind === "given") {
+      offers.given(event);
+    } else if (event.kind === "sent") {
+      tickets.used(event.pid);
+    } else {
+      strangers.warn({ process: event.pid, reason: event.reason }, "refused descriptors");
     }
   });
   descriptors = descriptorServer;
   life.add({ name: "descriptor server", stop: () => native.closeDescriptorServer(descriptorServer) });
+  life.add({ name: "offers", stop: () => offers.close() });
   life.add({ name: "leases", stop: () => leases.close() });
 
   const local = await startLocalServer({
     path: configuration.socket,
     leases,
     log,
+    strangers,
+    onRefusal: (refusal) => agentMetrics.refusedLocally(refusal),
     route: createLocalService({
       registry,
       acquirer,
@@ -384,7 +434,8 @@ async function start(
       evictor,
       leases,
       transfers,
-      descriptors: () => descriptorServer,
+      offers,
+      tickets,
       descriptorSocket,
       draining,
       drain,

@@ -5,7 +5,6 @@ import t from "tap";
 import { type Candidate, chooseObject, matches, objectKey, targetOf } from "../src/fills/candidates.ts";
 import { createFillBoard } from "../src/fills/fill-board.ts";
 import { chargeOf } from "../src/holdings/holding.ts";
-import { isPodCgroup, roleOf } from "../src/local/caller.ts";
 import { memoryLimit } from "../src/memory-limit.ts";
 import { moverEndpoint } from "../src/peers/peer-service.ts";
 import { createLinkRate, linkRate } from "../src/transfers/link-rate.ts";
@@ -58,21 +57,6 @@ t.test("what was begun goes on with the same object only", async (t) => {
   t.ok(matches(candidate("y", "a"), filling));
   t.notOk(matches(candidate("y", "b", HoldingState.FILLING), filling));
   t.not(objectKey(candidate("x", "a").holding), objectKey(candidate("x", "a", HoldingState.FILLING).holding));
-});
-
-t.test("who may do what", async (t) => {
-  const agent = { uid: 1000, cgroup: "/kubepods.slice/kubepods-pod1.slice/agent" };
-  const pod = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod12.slice/cri-containerd-9.scope";
-  t.equal(roleOf({ uid: 0, cgroup: pod }, agent), "pod", "root in a pod is a pod");
-  t.equal(roleOf({ uid: 0, cgroup: agent.cgroup }, agent), "operator", "kubectl exec into the agent's own container");
-  t.equal(roleOf({ uid: 0, cgroup: "/user.slice" }, agent), "operator");
-  t.equal(roleOf({ uid: 1000, cgroup: "/user.slice" }, agent), "operator");
-  t.equal(roleOf({ uid: 1001, cgroup: "/user.slice" }, agent), "other");
-  t.ok(isPodCgroup("/kubelet/kubepods/pod1/x"));
-  for (const hidden of ["", "/..", "/../podB/c"]) {
-    t.equal(roleOf({ uid: 0, cgroup: hidden }, agent), "pod", `what cannot be seen is no operator: "${hidden}"`);
-  }
-  t.notOk(isPodCgroup("/system.slice/not-kubepods.service"));
 });
 
 t.test("blame, rates, limits, endpoints", async (t) => {

@@ -19,3 +19,10 @@ export function filesIdentity(modelName: string, revision = ""): SourceIdentity 
 export function isOwnIdentity(identity: SourceIdentity): boolean {
   return Object.keys(identity.extraParameters).some((key) => key.toLowerCase().startsWith(OWN_PARAMETER_PREFIX));
 }
+
+/** True for an identity of kind `files`: only what `load` reads has one. */
+export function isFilesIdentity(identity: SourceIdentity): boolean {
+  return Object.entries(identity.extraParameters).some(
+    ([key, value]) => key.toLowerCase() === KIND_PARAMETER && value.toLowerCase() === "files",
+  );
+}

@@ -21,6 +21,8 @@ export type StoreViewHandle = Handle<"store-view">;
 export type ProcessHandle = Handle<"process">;
 /** The socket that hands descriptors to pods. */
 export type DescriptorServerHandle = Handle<"descriptor-server">;
+/** The listening socket of the local API. */
+export type LocalListenerHandle = Handle<"local-listener">;
 /** The threads that move bytes; one per mover process. */
 export type MoverHandle = Handle<"mover">;
 
@@ -87,13 +89,41 @@ export interface DescriptorGrant {
   paths: string[];
 }
 
-/** What the descriptor server did with one ticket or stranger. */
-export interface DescriptorEvent {
-  kind: "sent" | "refused";
+/** Lets one process give descriptors for one offer, one at a time, until it is revoked. */
+export interface OfferGrant {
+  /** 16 bytes. */
+  ticketId: Uint8Array;
+  /** 32 bytes. */
+  secret: Uint8Array;
+  /** Only this process may use it. */
   pid: number;
+  /** The caller's name for the offer: comes back in {@link GivenDescriptor}. */
+  offer: string;
+}
+
+/** A descriptor that a process gave for an offer. The receiver owns it, and answers with `answerGiven`. */
+export interface GivenDescriptor {
+  connection: number;
+  offer: string;
+  what: "tensors" | "segment";
+  /** Number of the segment; 0 for the list of tensors. */
+  segment: number;
+  /** Bytes that it says to have. */
+  bytes: bigint;
+  /** Open in this process; -1 when not exactly one descriptor came. */
+  descriptor: number;
+}
+
+/** What the descriptor server did with one ticket or stranger, or what it was given. */
+export interface DescriptorEvent {
+  kind: "sent" | "refused" | "given";
+  pid: number;
+  /** Descriptors that were sent, or that came. */
   descriptors: number;
-  /** Why; "" when sent. */
+  /** Why; "" unless refused. */
   reason: string;
+  /** Only of "given". */
+  given?: GivenDescriptor;
 }
 
 /** A source file as it was when it was scanned; a load ends when the file is another by then. */
@@ -123,6 +153,9 @@ export interface StreamTicket {
 export type MoverOrder =
   | ScanOrder
   | LoadOrder
+  | ArrangeOrder
+  | CopyOrder
+  | FinishOrder
   | PullOrder
   | CheckOrder
   | RepairOrder
@@ -150,6 +183,40 @@ export interface LoadOrder {
   holdingId: string;
   files: SourceFile[];
   threads: number;
+}
+
+/** A sealed memfd that is open in the agent's process until the order has ended. */
+export interface GivenMemory {
+  /** The agent's process id. */
+  agent: number;
+  descriptor: number;
+  bytes: bigint;
+}
+
+/** Reads the list of tensors of an offer, checks it, and writes the layout into a new holding folder. Reports as scan does. */
+export interface ArrangeOrder {
+  kind: "arrange";
+  id: number;
+  holdingId: string;
+  memory: GivenMemory;
+  algorithm: DigestAlgorithm;
+}
+
+/** Copies one segment of an offer into the holding, digesting; goes on from the verified chunks. */
+export interface CopyOrder {
+  kind: "copy";
+  id: number;
+  holdingId: string;
+  segment: number;
+  memory: GivenMemory;
+  threads: number;
+}
+
+/** Completes a holding whose segments were copied one by one; InvalidArgument while chunks are missing. */
+export interface FinishOrder {
+  kind: "finish";
+  id: number;
+  holdingId: string;
 }
 
 /** Receives the missing chunks from one peer; goes on from the verified ones. */
@@ -255,9 +322,9 @@ export interface MoverReport {
   verifiedChunks: bigint;
   refusedChunks: bigint;
   waits: WaitTimes;
-  /** Only in "done" of scan. */
+  /** Only in "done" of scan and arrange. */
   scanned?: ScanResult;
-  /** "done" of load, pull, check: SHA-256 of the object, 32 bytes. */
+  /** "done" of load, finish, pull, check: SHA-256 of the object, 32 bytes. */
   objectDigest?: Uint8Array;
   /** "done" of check, "damage": numbers of chunks that are wrong. */
   wrongChunks?: bigint[];
@@ -276,12 +343,13 @@ export interface MoverReport {
 
 /** What a scan found. */
 export interface ScanResult {
-  kind: "files";
+  kind: "files" | "tensors";
   layoutDigest: Uint8Array;
   layoutBytes: bigint;
   totalBytes: bigint;
   chunkBytes: number;
   itemCount: bigint;
+  /** Of kind `files`: one for each segment. */
   files: SourceFile[];
   ignoredFiles: string[];
   warnings: string[];
@@ -373,6 +441,21 @@ export interface NativeModule {
   grantDescriptors(server: DescriptorServerHandle, grant: DescriptorGrant): void;
   /** Forgets every unused ticket of a holding. */
   revokeDescriptors(server: DescriptorServerHandle, holdingId: string): void;
+  grantOffer(server: DescriptorServerHandle, grant: OfferGrant): void;
+  /** Forgets an offer's ticket. */
+  revokeOffer(server: DescriptorServerHandle, offer: string): void;
+  /**
+   * Accepts a memfd of exactly `bytes` bytes that are all there, and seals it (native.md, rule 6). Refused says what it is
+   * instead. Never waits for another process.
+   */
+  sealMemory(descriptor: number, bytes: bigint): Promise<void>;
+  /**
+   * Answers what came on a connection: one message of `text`, with the layout of a holding when `layoutOf` names one.
+   * Nothing happens when the giver has left.
+   */
+  answerGiven(server: DescriptorServerHandle, connection: number, text: string, layoutOf: string): void;
+  /** Closes a given descriptor that was refused: on a thread that may wait for the file system behind it. */
+  discardGiven(server: DescriptorServerHandle, descriptor: number): void;
   /** Stops the thread, closes and unlinks the socket. Idempotent. */
   closeDescriptorServer(server: DescriptorServerHandle): void;
 
@@ -388,4 +471,15 @@ export interface NativeModule {
   moverOrder(mover: MoverHandle, order: MoverOrder): void;
   /** Cancels what runs and joins all threads. Idempotent. */
   closeMover(mover: MoverHandle): void;
+
+  // The local API's socket
+
+  /**
+   * Listens on `path` (SOCK_STREAM, mode 0666) on a native thread. An old socket file there is replaced; the caller has made
+   * sure that no live server has it. Each connection's descriptor is the callee's to close; they come on the JavaScript
+   * thread, callers by turns. Those that were left meanwhile do not come, or as -1.
+   */
+  createLocalListener(path: string, onConnection: (descriptor: number) => void): LocalListenerHandle;
+  /** Stops the thread, closes and unlinks the socket, and closes what was not taken. Idempotent. */
+  closeLocalListener(listener: LocalListenerHandle): void;
 }

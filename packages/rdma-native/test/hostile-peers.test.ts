@@ -1,10 +1,11 @@
 import { createHmac, randomBytes } from "node:crypto";
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { native, type StreamTicket } from "@weightline/rdma-native";
 import t from "tap";
+import { eventually } from "./agent-helpers.ts";
 import {
   createTestMover,
   type LoadedHolding,
@@ -301,14 +302,69 @@ t.test("a starved parent is not dead: it says that it waits", async (t) => {
   t.ok(done.waits.parentSeconds > 1, "the parent is blamed for the wait");
 });
 
+function waitingFrame(sinceOriginMs: bigint): Buffer {
+  const age = Buffer.alloc(32);
+  age.writeBigUInt64LE(sinceOriginMs);
+  return frame(Type.waiting, 0n, Buffer.alloc(0), age);
+}
+
+t.test("a parent whose origin is silent waits in vain: the child leaves it, without distrust", async (t) => {
+  for (const age of [30_001n, 2n ** 64n - 1n]) {
+    const ticket = newTicket();
+    const behave = afterLayout(async (socket) => void socket.write(waitingFrame(age)));
+    const { fault, report } = await pullFrom(ticket, await hostileParent(ticket, behave), 60_000);
+    t.equal(fault.code, "Unavailable");
+    t.match(fault.message, /waits for an origin that was last heard of \d+ ms ago/);
+    t.notOk(report.distrustPeer);
+  }
+});
+
+t.test("a relay tells its children how long ago the origin was heard of, and passes news on", async (t) => {
+  const ticket = newTicket();
+  const fresh = Promise.withResolvers<void>();
+  const behave = afterLayout(async (socket) => {
+    const old = setInterval(() => socket.write(waitingFrame(20_000n)), 300);
+    await fresh.promise;
+    clearInterval(old);
+    socket.write(waitingFrame(5n));
+    await sleep(3000);
+  });
+  const order = pullBody(await hostileParent(ticket, behave), loaded, [ticket], { stallMs: 4000 });
+  const relayed = victim.order(order).catch((error: unknown) => error);
+  const below = newTicket();
+  await eventually(() => existsSync(`${victim.store}/holdings/${order.holdingId}/layout`));
+  await victim.order({ kind: "grant", holdingId: order.holdingId, ticket: below, ttlMs: 5000, child: "below" });
+  const ages: number[] = [];
+  const watch = (socket: Socket) => {
+    socket.write(frame(Type.get, 0n, Buffer.from([1, 0, 0, 0])));
+    socket.on("data", (data) => {
+      for (let at = 0; at + HEADER_BYTES <= data.length; at += HEADER_BYTES) {
+        ages.push(Number(data.readBigUInt64LE(at + 16)));
+      }
+      if (ages.length === 2) {
+        fresh.resolve();
+      }
+    });
+  };
+  await hostileChild(below, watch, { address: victim.address, lastingMs: 4000 });
+  const [first = 0, second = 0, third = 0] = ages;
+  t.ok(first >= 900 && second > first + 900, `${ages}: the parent's old news is none`);
+  t.ok(third < second, `${ages}: fresh news is passed on`);
+  await relayed;
+});
+
 t.test("an endpoint where nobody listens, and nonsense as an endpoint", async (t) => {
   t.equal((await pullFrom(newTicket(), "127.0.0.1:1")).fault.code, "Unavailable");
   t.equal((await pullFrom(newTicket(), "nonsense")).fault.code, "InvalidArgument");
 });
 
 /** A child that opens a stream to the honest mover and sends what it likes. */
-async function hostileChild(ticket: StreamTicket, send: (socket: Socket) => void): Promise<Buffer> {
-  const [host = "", port = ""] = honest.address.split(":");
+async function hostileChild(
+  ticket: StreamTicket,
+  send: (socket: Socket) => void,
+  { address = honest.address, lastingMs = 1500 } = {},
+): Promise<Buffer> {
+  const [host = "", port = ""] = address.split(":");
   const socket = connect(Number(port), host);
   sockets.add(socket);
   const read = reader(socket);
@@ -321,7 +377,7 @@ async function hostileChild(ticket: StreamTicket, send: (socket: Socket) => void
   socket.on("data", (data) => received.push(data));
   await new Promise((resolve) => {
     socket.on("close", resolve);
-    setTimeout(resolve, 1500);
+    setTimeout(resolve, lastingMs);
   });
   socket.destroy();
   return Buffer.concat(received);

@@ -1,3 +1,4 @@
+export { type BoundedLog, type BoundedLogOptions, createBoundedLog } from "./bounded-log.ts";
 export { formatByteSize, parseByteSize } from "./byte-size.ts";
 export {
   COMMON_FLAGS,
@@ -42,5 +43,11 @@ export {
   type ServiceRoute,
 } from "./rpc/grpc-server.ts";
 export { createHealthStatus, type HealthStatus } from "./rpc/health-service.ts";
-export { createLocalClient, type LocalRpcOptions, mountLocalRpc } from "./rpc/local-rpc.ts";
+export {
+  createLocalClient,
+  type LocalRpcOptions,
+  mountLocalRpc,
+  refuseLocalCall,
+  unaryAnswer,
+} from "./rpc/local-rpc.ts";
 export { fromRpcError, toConnectError } from "./rpc/rpc-error.ts";

@@ -17,6 +17,7 @@ from .errors import (
     Unavailable,
 )
 from .held import Held
+from .offer import Filling
 from .tensor import Tensor
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Corrupt",
     "DeadlineExceeded",
     "Error",
+    "Filling",
     "Held",
     "InUse",
     "Internal",

@@ -7,11 +7,12 @@ import contextlib
 import math
 import os
 import time
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 from . import transport
 from .errors import Corrupt, DeadlineExceeded, Error, InvalidArgument, Unavailable
 from .held import Held
+from .offer import Filling, TensorForm, tensor_list
 
 DEFAULT_SOCKET = "/run/weightline/agent.sock"
 DESCRIPTOR_SUFFIX = ".fd"
@@ -19,6 +20,8 @@ DESCRIPTOR_SUFFIX = ".fd"
 _GRACE_S = 5.0
 # A lease that cannot be given back in this time ends with the process.
 _RELEASE_TIMEOUT_S = 10.0
+# The agent hashes what it has digests of, and sets flags: seconds for the largest object.
+_SEAL_TIMEOUT_S = 120.0
 # The layout's descriptor, and one for each of at most 4096 segments.
 _DESCRIPTORS_MAX = 4097
 
@@ -159,6 +162,52 @@ class Agent:
         except BaseException:
             self.release(str(message.get("leaseId", "")))
             raise
+
+    def offer(
+        self,
+        identity: Mapping[str, Any],
+        tensors: Sequence[TensorForm],
+        rank: int = 0,
+        aliases: Optional[Mapping[str, str]] = None,
+        alone: bool = False,
+        stall_timeout: float = 300.0,
+    ) -> Filling:
+        """Begins an offer: `tensors` (name, dtype, shape), filled with write() or buffer(), become a holding of this node.
+
+        `aliases` are further names of a tensor's bytes, which are kept once. AlreadyExists says that the node holds or
+        fills this identity: acquire it then, which waits and attaches, or offer it with `alone`, as an object of its own.
+        The agent gives the offer up when no step comes for `stall_timeout` seconds.
+        """
+        if not (isinstance(rank, int) and 0 <= rank < 2**32):
+            raise InvalidArgument(f"rank {rank!r} is not a whole number from 0", field="rank", value=repr(rank))
+        if not (isinstance(stall_timeout, (int, float)) and math.isfinite(stall_timeout) and stall_timeout > 0):
+            raise InvalidArgument(
+                f"stall_timeout {stall_timeout!r} is not a number of seconds above 0", field="stall_timeout", value=repr(stall_timeout)
+            )
+        listed = tensor_list(tensors, aliases or {})
+        message = {"identity": _identity(identity), "rank": rank, "alone": bool(alone), "stallTimeoutS": float(stall_timeout)}
+        opened = transport.call(self.path, "Offer", message)
+        try:
+            offer_id, ticket = str(opened["offerId"]), opened["ticket"]
+            ticket_id, secret = base64.b64decode(ticket["id"]), base64.b64decode(ticket["secret"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise Corrupt(f"the agent's answer cannot be read: {error!r}", field="offer", way_out="use client and agent of near versions") from error
+        return Filling(self, offer_id, ticket_id, secret, self.path + DESCRIPTOR_SUFFIX, listed)
+
+    def seal_offer(self, offer_id: str) -> Held:
+        """Completes an offer of this process: what Filling.seal() calls."""
+        answer = transport.call(self.path, "SealOffer", {"offerId": offer_id}, _SEAL_TIMEOUT_S)
+        held = answer.get("held")
+        if not isinstance(held, dict):
+            raise Corrupt("the agent's answer has no holding", field="held", way_out="use client and agent of near versions")
+        return self._attach(held)
+
+    def withdraw_offer(self, offer_id: str) -> bool:
+        """Ends an offer of this process. False when it had ended, or when the agent is away: it ends offers of dead processes itself."""
+        try:
+            return bool(transport.call(self.path, "WithdrawOffer", {"offerId": offer_id}, _RELEASE_TIMEOUT_S).get("withdrawn", False))
+        except Error:
+            return False
 
     def release(self, lease_id: str) -> bool:
         """Ends a lease of this process. False when it had ended, or when the agent is away: it ends leases of dead processes itself."""

@@ -79,7 +79,7 @@ class Layout:
         self._dims = self._column(dims, "Q")
         self._ends = self._column(n, "I")
         self._segment_of = self._column(n, "I")
-        self._column(n, "I")  # aliases repeat the row that they stand for
+        self._aliases = self._column(n, "I")
         self._dtype_of = self._column(n, "B")
         self._ranks = self._column(n, "B")
         self._names = self._column(self._ends[n - 1] if n else 0, "B")
@@ -172,6 +172,10 @@ class Layout:
             else:
                 self._all_names = [self.name(i) for i in range(self.count)]
         return self._all_names
+
+    def owner(self, index: int) -> int:
+        """The row that has the bytes of this one: another row's index for an alias, else its own."""
+        return int(self._aliases[index])
 
     def place(self, index: int) -> Tuple[int, int, int]:
         """Segment, offset and size of a row, inside its segment."""

@@ -11,11 +11,11 @@ from .errors import Corrupt, ResourceExhausted
 
 EMPTY = memoryview(b"")
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_MAP_FAILED = ctypes.c_void_p(-1).value
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def map_file(descriptor: int, nbytes: int) -> memoryview:
@@ -26,8 +26,8 @@ def map_file(descriptor: int, nbytes: int) -> memoryview:
     actual = os.fstat(descriptor).st_size
     if actual < nbytes:
         raise Corrupt(f"a segment has {actual} bytes, its layout says {nbytes}", field="segment", value=str(actual), limit=str(nbytes))
-    address = _libc.mmap(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-    if address == _MAP_FAILED:
+    address = libc.mmap(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address == MAP_FAILED:
         raise ResourceExhausted(
             f"{nbytes} bytes of the model cannot be mapped: {os.strerror(ctypes.get_errno())}",
             field="segment",
@@ -36,7 +36,7 @@ def map_file(descriptor: int, nbytes: int) -> memoryview:
         )
     array = (ctypes.c_ubyte * nbytes).from_address(address)
     # Every view of `array`, and every slice of one, keeps it alive: with the last the mapping goes.
-    unmap = weakref.finalize(array, _libc.munmap, address, nbytes)
+    unmap = weakref.finalize(array, libc.munmap, address, nbytes)
     # At exit other threads may still read; the mapping ends with the process anyhow.
     unmap.atexit = False
     return memoryview(array).toreadonly().cast("B")

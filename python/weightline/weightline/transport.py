@@ -9,7 +9,8 @@ import json
 import os
 import socket
 import struct
-from typing import Any, Dict, Generator, Iterable, List, Optional
+import time
+from typing import Any, Dict, Generator, Iterable, List, Optional, Tuple
 
 from .errors import Corrupt, DeadlineExceeded, Error, ResourceExhausted, Unavailable, from_connect, from_refusal
 
@@ -17,6 +18,7 @@ SERVICE = "/weightline.local.v1.AgentService/"
 _END_OF_STREAM = 2
 _MESSAGE_MAX_BYTES = 64 << 20
 _DESCRIPTOR_TIMEOUT_S = 10.0
+_QUEUE_PAUSE_S = 0.002
 # What the kernel passes with one message (SCM_MAX_FD).
 _DESCRIPTORS_PER_MESSAGE = 253
 # What a call ends with when the other side is no agent, or one no more.
@@ -35,8 +37,17 @@ class _UnixConnection(http.client.HTTPConnection):
 def _connect(path: str, kind: int, timeout: Optional[float]) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, kind)
     sock.settimeout(timeout)
+    deadline = None if timeout is None else time.monotonic() + timeout
     try:
-        sock.connect(path)
+        while True:
+            try:
+                sock.connect(path)
+                break
+            except BlockingIOError:
+                # The queue of those who connect is full: a moment, as a socket without a timeout would wait.
+                if deadline is not None and time.monotonic() > deadline:
+                    raise
+                time.sleep(_QUEUE_PAUSE_S)
     except OSError as error:
         sock.close()
         raise unreachable(path, error) from error
@@ -138,6 +149,45 @@ def receive_descriptors(path: str, ticket_id: bytes, secret: bytes, count: int) 
         raise _lost(path, error) from error
     finally:
         sock.close()
+
+
+def give_descriptor(
+    path: str, ticket_id: bytes, secret: bytes, segment: Optional[int], descriptor: int, nbytes: int, timeout: float
+) -> Tuple[Dict[str, Any], Optional[int]]:
+    """Gives a memfd for an offer, the list of tensors (`segment` None) or a segment, and waits until the agent has taken it.
+
+    Returns the answer, and for the list the descriptor of the layout, which is the caller's to close.
+    """
+    sock = _connect(path, socket.SOCK_SEQPACKET, timeout)
+    try:
+        what = struct.pack("<IIQ", 0 if segment is None else 1, segment or 0, nbytes)
+        message = b"WLGV" + struct.pack("<I", 1) + ticket_id + secret + what
+        socket.send_fds(sock, [message], [descriptor])
+        data, got, flags, _ = socket.recv_fds(sock, 64 << 10, 2, socket.MSG_CMSG_CLOEXEC)
+    except OSError as error:
+        raise _lost(path, error) from error
+    finally:
+        sock.close()
+    try:
+        if not data:
+            raise Unavailable("the agent went away while it took an offer's memory", way_out="offer it again")
+        answer = _answer(data)
+        if len(got) != (1 if segment is None else 0):
+            raise Corrupt(f"{len(got)} descriptors came with the agent's answer", field="descriptors", value=str(len(got)))
+    except BaseException:
+        _close_all(got)
+        raise
+    return answer, got[0] if got else None
+
+
+def _answer(data: bytes) -> Dict[str, Any]:
+    try:
+        answer = json.loads(data)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict) or answer.get("ok") is not True:
+        raise from_refusal(data)
+    return answer
 
 
 def _close_all(descriptors: Iterable[int]) -> None:

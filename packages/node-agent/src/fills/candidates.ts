@@ -52,6 +52,11 @@ export function readable(candidate: Candidate): boolean {
   return state === "complete" || state === "filling";
 }
 
+/** True for one that is being filled from this node: both would wait for each other. */
+export function fedBy(candidate: Candidate, node: string): boolean {
+  return candidate.holding.state === HoldingState.FILLING && candidate.holding.parent === node;
+}
+
 /**
  * Chooses the object, then orders its holders: the object with most complete holders, then the lower digest; among its
  * holders complete ones first, then those with more verified bytes, then by name.

@@ -3,15 +3,15 @@ import { computeSourceId, filesIdentity } from "@weightline/proto";
 import type { DigestAlgorithm, MoverReport, ScanResult, SourceFile } from "@weightline/rdma-native";
 import { type Logger, toWeightlineError, WeightlineError } from "@weightline/runtime";
 import type { Evictor } from "../holdings/evictor.ts";
-import { chargeOf, type Holding, keyOf } from "../holdings/holding.ts";
+import { type Holding, keyOf } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
 import type { MemoryAccount } from "../holdings/memory-account.ts";
-import { readLayoutHeader } from "../layout-reader.ts";
 import type { MoverClient } from "../mover/mover-client.ts";
 import type { NamedIdentity } from "../store/holding-record.ts";
 import type { StoreFolder } from "../store/store-folder.ts";
 import type { Progress } from "./fill-board.ts";
 import { mend } from "./mend.ts";
+import { beginHolding, mergeWithTwin } from "./new-holding.ts";
 import { persistentOrder } from "./persistent-order.ts";
 
 export interface LoadRequest {
@@ -108,7 +108,7 @@ function pathError(error: unknown, node: string, path: string): WeightlineError 
 }
 
 export function createLoader(options: LoaderOptions): Loader {
-  const { node, store, registry, account, evictor, mover, log, loadRoot, threads, algorithm } = options;
+  const { node, registry, evictor, mover, log, loadRoot, threads, algorithm } = options;
 
   const scan = async (
     request: LoadRequest,
@@ -181,10 +181,8 @@ export function createLoader(options: LoaderOptions): Loader {
     digest: string,
     replace: boolean,
   ): Promise<{ holding: Holding; alreadyHeld: boolean }> => {
-    const [twin] = registry.withDigest(digest);
+    const twin = await mergeWithTwin(registry, evictor, holding, named, digest);
     if (twin !== undefined) {
-      await registry.addIdentity(twin, named);
-      await evictor.evict(holding, 0);
       return { holding: twin, alreadyHeld: true };
     }
     const others = sameName(named).filter((other) => other !== holding && other.record.state === "complete");
@@ -211,31 +209,6 @@ export function createLoader(options: LoaderOptions): Loader {
     return { holding, alreadyHeld: false };
   };
 
-  const prepare = async (
-    id: string,
-    scanned: ScanResult,
-    named: NamedIdentity,
-    path: string,
-    charge: number,
-  ): Promise<Holding> => {
-    const holding = await registry.add(
-      id,
-      {
-        identities: [named],
-        state: "filling",
-        source: { kind: "load", path, files: scanned.files },
-        origin: id,
-        layoutDigest: Buffer.from(scanned.layoutDigest).toString("hex"),
-        objectDigest: "",
-        createdMs: Date.now(),
-      },
-      charge,
-    );
-    holding.layout = await readLayoutHeader(store.holdingFolder(id));
-    registry.changed();
-    return holding;
-  };
-
   /** Loads that run, by their holding's id. */
   const running = new Map<string, { cancel: () => void; ended: Promise<void> }>();
 
@@ -253,21 +226,11 @@ export function createLoader(options: LoaderOptions): Loader {
         const named = { identity: filesIdentity(request.modelName, revision), rank: request.rank };
         const layoutDigest = Buffer.from(scanned.layoutDigest).toString("hex");
         checkReplace(named, request, layoutDigest);
-        // The limit is asked before the name is visible: what does not fit was never there.
-        const draft = registry.adopt(id, {
-          identities: [],
-          state: "filling",
-          source: { kind: "offer" },
-          origin: id,
-          layoutDigest,
-          objectDigest: "",
-          createdMs: Date.now(),
+        holding = await beginHolding(options, id, scanned, named, {
+          kind: "load",
+          path: request.path,
+          files: scanned.files,
         });
-        await account.reserve(
-          draft,
-          chargeOf(Number(scanned.totalBytes), Number(scanned.layoutBytes), scanned.chunkBytes, scanned.files.length),
-        );
-        holding = await prepare(id, scanned, named, request.path, draft.charge);
         for (const warning of scanned.warnings) {
           log.warn({ holding: id }, warning);
         }

@@ -1,3 +1,4 @@
+import { OfferEndedError } from "../offers/offer.ts";
 import type { Acquired, Acquirer } from "./acquirer.ts";
 import type { Progress, RunningFill } from "./fill-board.ts";
 import type { Wanted } from "./wanted.ts";
@@ -37,23 +38,30 @@ export async function* watchFill<Result>(fill: RunningFill<Result>, signal: Abor
   }
 }
 
-/** What is wanted, with the progress until it is here. Consume `stream` to its end, then await `held`. */
-export function progressStream(
+/**
+ * Brings what is wanted: yields the progress until it is here, then returns it. A pod's offer that comes to nothing is no
+ * failure of those who waited for it: they look for another holder. `onBegin`: as in Acquirer.
+ */
+export async function* acquireStream(
   acquirer: Acquirer,
   wanted: Wanted,
   signal: AbortSignal,
-): { held: Promise<Acquired>; stream: AsyncIterable<Progress> } {
+  onBegin?: () => () => void,
+): AsyncGenerator<Progress, Acquired> {
   const here = acquirer.held(wanted);
   if (here !== undefined) {
-    return { held: Promise.resolve({ holding: here, outcome: "held" }), stream: none() };
+    return { holding: here, outcome: "held" };
   }
-  const { fill, outcome } = acquirer.fill(wanted);
-  const left = new Promise<never>((_, reject) => {
-    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
-  });
-  const held = Promise.race([fill.done, left]).then((holding) => ({ holding, outcome }));
-  held.catch(() => undefined);
-  return { held, stream: watchFill(fill, signal) };
+  for (;;) {
+    const { fill, outcome } = acquirer.fill(wanted, onBegin);
+    yield* watchFill(fill, signal);
+    signal.throwIfAborted();
+    try {
+      return { holding: await fill.done, outcome };
+    } catch (error) {
+      if (!(error instanceof OfferEndedError)) {
+        throw error;
+      }
+    }
+  }
 }
-
-async function* none(): AsyncGenerator<Progress> {}

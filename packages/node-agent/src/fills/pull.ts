@@ -14,7 +14,16 @@ import { DistrustError, MoverLostError } from "../mover/mover-process.ts";
 import type { PeerClient } from "../peers/peer-client.ts";
 import type { StoreFolder } from "../store/store-folder.ts";
 import type { TransferLog } from "../transfers/transfer-log.ts";
-import { type Candidate, chooseObject, matches, orderHolders, readable, type Target, targetOf } from "./candidates.ts";
+import {
+  type Candidate,
+  chooseObject,
+  fedBy,
+  matches,
+  orderHolders,
+  readable,
+  type Target,
+  targetOf,
+} from "./candidates.ts";
 import { createDistrust } from "./distrust.ts";
 import type { Progress } from "./fill-board.ts";
 import { progressOf } from "./load.ts";
@@ -69,7 +78,9 @@ export function createPuller(options: PullerOptions): Puller {
   const findCandidates = async (wanted: Wanted, signal: AbortSignal) => {
     const holders = await directory.lookup(wanted, signal);
     const found = await Promise.all(holders.map((holder) => peers.find(holder, wanted, signal)));
-    return found.flat().filter((candidate) => candidate.node !== node && readable(candidate));
+    return found
+      .flat()
+      .filter((candidate) => candidate.node !== node && readable(candidate) && !fedBy(candidate, node));
   };
 
   const notFound = async (wanted: Wanted) => {
@@ -145,6 +156,8 @@ export function createPuller(options: PullerOptions): Puller {
     report: Report,
     signal: AbortSignal,
   ): Promise<MoverReport> => {
+    // Before it is opened: of two that open each other at once, both see it.
+    holding.parent = candidate.node;
     const opened = await peers.open(candidate, holding, {
       streams: options.streams,
       algorithm: options.algorithm,

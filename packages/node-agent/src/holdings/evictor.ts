@@ -35,6 +35,16 @@ export interface EvictorOptions {
 
 const RETRY_MS = 500;
 
+/** Nobody that the agent knows of uses it. */
+function isUnused({ leases, readers, freeing }: Holding): boolean {
+  return leases === 0 && readers === 0 && freeing === undefined;
+}
+
+/** May go unasked: what is filling is wanted by somebody. */
+function isIdle(holding: Holding): boolean {
+  return (holding.record.state === "complete" || holding.record.state === "damaged") && isUnused(holding);
+}
+
 export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill, revoke }: EvictorOptions): Evictor {
   /** Evictions that wait for the last user, by holding. */
   const running = new Map<string, Promise<number>>();
@@ -87,7 +97,7 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
     }
   };
 
-  const tryFree = async (holding: Holding, why = "evicted to make room"): Promise<boolean> => {
+  const freeIfUnused = async (holding: Holding, why: string): Promise<boolean> => {
     try {
       // The mover looks whether anybody has it mapped, and deletes it in the same breath.
       await persistentOrder(mover, { kind: "evict", holdingId: holding.id, onlyIfFree: true });
@@ -102,6 +112,21 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
     return true;
   };
 
+  const tryFree = async (holding: Holding, why = "evicted to make room"): Promise<boolean> => {
+    if (!isUnused(holding)) {
+      return false;
+    }
+    revoke(holding);
+    const ended = Promise.withResolvers<void>();
+    holding.freeing = ended.promise;
+    try {
+      return await freeIfUnused(holding, why);
+    } finally {
+      holding.freeing = undefined;
+      ended.resolve();
+    }
+  };
+
   return {
     async evict(holding, patienceMs) {
       const eviction = begin(holding);
@@ -113,15 +138,11 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
       return freed === undefined ? { freedBytes: 0, pending: true } : { freedBytes: freed, pending: false };
     },
     async makeRoom(bytes, except) {
-      const idle = registry
-        .all()
-        .filter(
-          (holding) =>
-            holding !== except &&
-            (holding.record.state === "complete" || holding.record.state === "damaged") &&
-            holding.leases === 0 &&
-            holding.readers === 0,
-        );
+      const idle = registry.all().filter((holding) => holding !== except && isIdle(holding));
+      // Where all of it would not be enough, nothing is taken from anybody.
+      if (idle.reduce((sum, { charge }) => sum + charge, 0) < bytes) {
+        return false;
+      }
       const elsewhere = new Map(
         await Promise.all(idle.map(async (holding) => [holding.id, await heldElsewhere(holding)] as const)),
       );
@@ -137,8 +158,7 @@ export function createEvictor({ registry, mover, log, heldElsewhere, cancelFill,
           break;
         }
         const { charge } = holding;
-        revoke(holding);
-        if (holding.leases === 0 && (await tryFree(holding))) {
+        if (await tryFree(holding)) {
           freed += charge;
         }
       }

@@ -72,6 +72,7 @@ export function createHoldingRegistry(store: StoreFolder): HoldingRegistry {
       record,
       layout: undefined,
       verifiedBytes: 0,
+      parent: "",
       charge: 0,
       lastUsedAt: performance.now(),
       leases: 0,

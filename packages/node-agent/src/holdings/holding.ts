@@ -11,6 +11,8 @@ export interface Holding {
   readonly record: HoldingRecord;
   layout: LayoutHeader | undefined;
   verifiedBytes: number;
+  /** Node that its bytes come from, or came from last; "" at the origin. Nobody fills it from here meanwhile: both would wait. */
+  parent: string;
   /** Bytes that it counts against the limit. */
   charge: number;
   /** Monotonic ms of the last lease or serving. */
@@ -26,6 +28,8 @@ export interface Holding {
   suspect: boolean;
   /** Times that it was mended: peers that had left it for wrong bytes may try it again. */
   repairs: number;
+  /** Settles when an attempt to evict it unasked has ended, with or without it; meanwhile it is not leased. */
+  freeing?: Promise<void> | undefined;
 }
 
 /** mx_source_id and rank as one key. */
@@ -72,6 +76,7 @@ export function toMessage(holding: Holding): HoldingMessage {
     originHoldingId: record.origin,
     layoutBytes: BigInt(layout?.layoutBytes ?? 0),
     algorithm: layout?.algorithm ?? "",
+    parent: holding.parent,
     repairs: holding.repairs,
   });
 }

@@ -1,14 +1,17 @@
 import { randomUUID } from "node:crypto";
 import { native, type PeerProcess } from "@weightline/rdma-native";
-import { type Logger, WeightlineError } from "@weightline/runtime";
+import { type BoundedLog, WeightlineError } from "@weightline/runtime";
 import type { Holding } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
+import { POD_LEASE_PROCESSES_MAX, POD_LEASES_MAX } from "../local/limits.ts";
 
-/** A process that asks, as the kernel knows it. Shared by its connection and its leases; closed when neither is left. */
+/** A process that asks, as the kernel knows it: one for all its connections and leases, closed when none is left. */
 export interface LeaseOwner {
   readonly peer: PeerProcess;
   /** Connections and leases that keep the pidfd. */
   uses: number;
+  /** Of this process. */
+  readonly leases: Set<Lease>;
   /** True once its end is watched. */
   watched: boolean;
 }
@@ -19,11 +22,14 @@ export interface Lease {
   readonly holding: Holding;
   /** Undefined for a lease of a reader on another node, which ends by time. */
   readonly owner: LeaseOwner | undefined;
+  /** Whose cap it counts for; "" without an owner. */
+  readonly group: string;
 }
 
 /** All leases. */
 export interface LeaseTable {
-  grant(holding: Holding, owner: LeaseOwner): Lease;
+  /** Throws ResourceExhausted when `group`, a pod or a process outside pods, has too many. */
+  grant(holding: Holding, owner: LeaseOwner, group: string): Lease;
   /** A lease that ends by itself. */
   grantTimed(holding: Holding, ttlMs: number): Lease;
   find(id: string): Lease | undefined;
@@ -32,19 +38,50 @@ export interface LeaseTable {
   count(): number;
   /** Pids that have leases on a holding. */
   pidsOf(holding: Holding): number[];
-  /** Counts a connection's use of its owner; the returned function ends it. */
-  hold(owner: LeaseOwner): () => void;
+  /** The owner for a connection's process, which is closed here when it is known already. {@link LeaseTable.leave} ends the use. */
+  enter(peer: PeerProcess): LeaseOwner;
+  leave(owner: LeaseOwner): void;
+  /** One more use of an owner, for work that outlives its connections; {@link LeaseTable.leave} ends it. */
+  stay(owner: LeaseOwner): void;
   close(): void;
 }
 
-export function createLeaseTable(registry: HoldingRegistry, log: Logger): LeaseTable {
+interface GroupUse {
+  leases: number;
+  /** Leases by process. */
+  processes: Map<LeaseOwner, number>;
+}
+
+export function createLeaseTable(registry: HoldingRegistry, log: BoundedLog): LeaseTable {
   const leases = new Map<string, Lease>();
   const timers = new Map<string, NodeJS.Timeout>();
+  const owners = new Map<number, LeaseOwner>();
+  const groups = new Map<string, GroupUse>();
 
-  const letGo = (owner: LeaseOwner) => {
+  const leave = (owner: LeaseOwner) => {
     owner.uses -= 1;
     if (owner.uses === 0) {
       native.closeProcess(owner.peer.process);
+      if (owners.get(owner.peer.pid) === owner) {
+        owners.delete(owner.peer.pid);
+      }
+    }
+  };
+
+  const uncount = (owner: LeaseOwner, key: string) => {
+    const group = groups.get(key);
+    if (group === undefined) {
+      return;
+    }
+    group.leases -= 1;
+    const left = (group.processes.get(owner) ?? 0) - 1;
+    if (left > 0) {
+      group.processes.set(owner, left);
+    } else {
+      group.processes.delete(owner);
+    }
+    if (group.leases === 0) {
+      groups.delete(key);
     }
   };
 
@@ -57,24 +94,52 @@ export function createLeaseTable(registry: HoldingRegistry, log: Logger): LeaseT
     lease.holding.leases -= 1;
     lease.holding.lastUsedAt = performance.now();
     if (lease.owner !== undefined) {
-      letGo(lease.owner);
+      lease.owner.leases.delete(lease);
+      uncount(lease.owner, lease.group);
+      leave(lease.owner);
     }
     registry.changed();
     return true;
   };
 
-  const add = (holding: Holding, owner: LeaseOwner | undefined): Lease => {
-    if (holding.record.state !== "complete") {
-      throw new WeightlineError("Unavailable", `holding ${holding.id} is ${holding.record.state}`, {
+  const checkHolding = (holding: Holding) => {
+    if (holding.record.state !== "complete" || holding.freeing !== undefined) {
+      const state = holding.freeing === undefined ? holding.record.state : "about to be evicted";
+      throw new WeightlineError("Unavailable", `holding ${holding.id} is ${state}`, {
         field: "holding",
         value: holding.id,
         wayOut: "acquire it again",
       });
     }
-    const lease: Lease = { id: randomUUID(), holding, owner };
+  };
+
+  const checkGroup = (owner: LeaseOwner, key: string) => {
+    const group = groups.get(key);
+    if (group === undefined) {
+      return;
+    }
+    if (group.leases >= POD_LEASES_MAX) {
+      throw new WeightlineError("ResourceExhausted", `${key} has ${group.leases} leases`, {
+        field: "leases",
+        value: String(group.leases),
+        limit: String(POD_LEASES_MAX),
+        wayOut: "release leases that are not used any more",
+      });
+    }
+    if (!group.processes.has(owner) && group.processes.size >= POD_LEASE_PROCESSES_MAX) {
+      throw new WeightlineError("ResourceExhausted", `${key} has ${group.processes.size} processes with leases`, {
+        field: "processes",
+        value: String(group.processes.size),
+        limit: String(POD_LEASE_PROCESSES_MAX),
+        wayOut: "let fewer processes acquire, and others inherit what they mapped",
+      });
+    }
+  };
+
+  const add = (lease: Lease): Lease => {
     leases.set(lease.id, lease);
-    holding.leases += 1;
-    holding.lastUsedAt = performance.now();
+    lease.holding.leases += 1;
+    lease.holding.lastUsedAt = performance.now();
     registry.changed();
     return lease;
   };
@@ -83,25 +148,38 @@ export function createLeaseTable(registry: HoldingRegistry, log: Logger): LeaseT
     if (owner.watched) {
       return;
     }
-    owner.watched = true;
     native.watchProcess(owner.peer.process, () => {
-      const ended = [...leases.values()].filter((lease) => lease.owner === owner);
-      log.info({ process: owner.peer.pid, leases: ended.length }, "a process with leases ended");
+      // A call that was under way may still get a lease: that is watched anew, and told at once.
+      owner.watched = false;
+      const ended = [...owner.leases];
+      if (ended.length > 0) {
+        log.info({ process: owner.peer.pid, leases: ended.length }, "a process with leases ended");
+      }
       for (const lease of ended) {
         end(lease);
       }
     });
+    owner.watched = true;
   };
 
   return {
-    grant(holding, owner) {
-      const lease = add(holding, owner);
-      owner.uses += 1;
+    grant(holding, owner, group) {
+      checkHolding(holding);
+      checkGroup(owner, group);
+      // First: where it cannot be watched there is no lease, which nothing would end.
       watch(owner);
+      const lease = add({ id: randomUUID(), holding, owner, group });
+      owner.uses += 1;
+      owner.leases.add(lease);
+      const use = groups.get(group) ?? { leases: 0, processes: new Map() };
+      groups.set(group, use);
+      use.leases += 1;
+      use.processes.set(owner, (use.processes.get(owner) ?? 0) + 1);
       return lease;
     },
     grantTimed(holding, ttlMs) {
-      const lease = add(holding, undefined);
+      checkHolding(holding);
+      const lease = add({ id: randomUUID(), holding, owner: undefined, group: "" });
       timers.set(lease.id, setTimeout(() => end(lease), ttlMs).unref());
       return lease;
     },
@@ -111,7 +189,7 @@ export function createLeaseTable(registry: HoldingRegistry, log: Logger): LeaseT
       if (lease === undefined) {
         return false;
       }
-      if (lease.owner !== undefined && lease.owner.peer.pid !== owner?.peer.pid) {
+      if (lease.owner !== owner) {
         throw new WeightlineError("PermissionDenied", "this lease belongs to another process", {
           field: "lease_id",
           value: id,
@@ -128,15 +206,21 @@ export function createLeaseTable(registry: HoldingRegistry, log: Logger): LeaseT
         ),
       ),
     ],
-    hold(owner) {
+    enter(peer) {
+      const known = owners.get(peer.pid);
+      // Two that live at once cannot have one number: the same process.
+      if (known !== undefined && native.processAlive(known.peer.process)) {
+        native.closeProcess(peer.process);
+        known.uses += 1;
+        return known;
+      }
+      const owner: LeaseOwner = { peer, uses: 1, leases: new Set(), watched: false };
+      owners.set(peer.pid, owner);
+      return owner;
+    },
+    leave,
+    stay(owner) {
       owner.uses += 1;
-      let held = true;
-      return () => {
-        if (held) {
-          held = false;
-          letGo(owner);
-        }
-      };
     },
     close() {
       for (const lease of [...leases.values()]) {

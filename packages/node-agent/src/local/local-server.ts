@@ -1,34 +1,33 @@
-import { chmod, mkdir, unlink } from "node:fs/promises";
-import { connect, type Socket } from "node:net";
+import { mkdir, unlink } from "node:fs/promises";
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import { connect, Socket } from "node:net";
 import { dirname } from "node:path";
 import { createContextValues } from "@connectrpc/connect";
 import { native } from "@weightline/rdma-native";
-import { type Logger, mountLocalRpc, type ServiceRoute, toWeightlineError, WeightlineError } from "@weightline/runtime";
+import {
+  type BoundedLog,
+  type Logger,
+  mountLocalRpc,
+  refuseLocalCall,
+  type ServiceRoute,
+  toWeightlineError,
+  WeightlineError,
+} from "@weightline/runtime";
 import fastify from "fastify";
-import type { LeaseOwner, LeaseTable } from "../leases/lease-table.ts";
-import { type Caller, callerKey, roleOf } from "./caller.ts";
+import { callerKey } from "./caller.ts";
+import { type ConnectionsOptions, createConnections } from "./connections.ts";
+import { FAREWELL_MS, KEEP_ALIVE_MS, MESSAGE_MAX_BYTES, REQUEST_TIMEOUT_MS, SWEEP_INTERVAL_MS } from "./limits.ts";
 
-export interface LocalServerOptions {
+export interface LocalServerOptions extends Omit<ConnectionsOptions, "log"> {
   path: string;
   route: ServiceRoute;
-  leases: LeaseTable;
   log: Logger;
+  /** For what strangers can cause. */
+  strangers: BoundedLog;
 }
 
 export interface LocalServer {
   stop(): Promise<void>;
-}
-
-/** promises.md, "Limits". */
-const MESSAGE_MAX_BYTES = 4 * 1024 * 1024;
-const CONNECTIONS_PER_PROCESS_MAX = 16;
-const CONNECTIONS_MAX = 1024;
-const SILENT_MS = 10_000;
-
-/** Node keeps a socket's descriptor here; there is no public name for it. */
-function descriptorOf(socket: Socket): number {
-  const handle = (socket as unknown as { _handle?: { fd?: number } })._handle;
-  return handle?.fd ?? -1;
 }
 
 function answers(path: string): Promise<boolean> {
@@ -68,101 +67,48 @@ export async function clearSocketPath(path: string): Promise<void> {
   });
 }
 
-/** Knows the process of each connection, and keeps processes within their number of connections. */
-class Connections {
-  readonly #callers = new WeakMap<Socket, Caller>();
-  readonly #byPid = new Map<number, Set<Socket>>();
-  readonly #busy = new WeakSet<Socket>();
-  readonly #agent = native.openProcess(process.pid);
-  readonly #options: LocalServerOptions;
-  #count = 0;
-
-  constructor(options: LocalServerOptions) {
-    this.#options = options;
-  }
-
-  callerOf(socket: Socket): Caller | undefined {
-    return this.#callers.get(socket);
-  }
-
-  add(socket: Socket): void {
-    try {
-      const peer = native.peerProcess(descriptorOf(socket));
-      const owner: LeaseOwner = { peer, uses: 0, watched: false };
-      const mine = this.#byPid.get(peer.pid) ?? new Set();
-      try {
-        this.#makeRoom(mine);
-      } catch (error) {
-        native.closeProcess(peer.process);
-        throw error;
-      }
-      const release = this.#options.leases.hold(owner);
-      this.#byPid.set(peer.pid, mine);
-      mine.add(socket);
-      this.#count += 1;
-      socket.once("close", () => {
-        this.#count -= 1;
-        mine.delete(socket);
-        if (mine.size === 0) {
-          this.#byPid.delete(peer.pid);
-        }
-        release();
-      });
-      this.#callers.set(socket, { owner, role: roleOf(peer, this.#agent) });
-    } catch (error) {
-      this.#options.log.debug({ error: toWeightlineError(error).message }, "a local connection was closed");
-      socket.destroy();
-    }
-  }
-
-  /** A call on this connection began or ended. */
-  setBusy(socket: Socket, busy: boolean): void {
-    if (busy) {
-      this.#busy.add(socket);
-    } else {
-      this.#busy.delete(socket);
-    }
-  }
-
-  /** At a cap the oldest silent connection goes; where all are busy the newcomer is turned away. */
-  #makeRoom(mine: Set<Socket>): void {
-    const crowd =
-      mine.size >= CONNECTIONS_PER_PROCESS_MAX ? mine : this.#count >= CONNECTIONS_MAX ? this.#largest() : undefined;
-    if (crowd === undefined) {
-      return;
-    }
-    const silent = [...crowd].find((socket) => !this.#busy.has(socket));
-    if (silent === undefined) {
-      throw new WeightlineError("ResourceExhausted", `a process has ${crowd.size} calls running`, {
-        field: "connections",
-        value: String(crowd.size),
-        limit: String(CONNECTIONS_PER_PROCESS_MAX),
-        wayOut: "wait for one of them to end",
-      });
-    }
-    silent.destroy();
-  }
-
-  #largest(): Set<Socket> | undefined {
-    return [...this.#byPid.values()].sort((a, b) => b.size - a.size)[0];
-  }
-}
+/** What Connect puts before a stream's message. */
+const ENVELOPE_BYTES = 5;
 
 /** Serves the local API over HTTP/1.1 on the Unix socket. */
 export async function startLocalServer(options: LocalServerOptions): Promise<LocalServer> {
   const { path, log } = options;
   const stopping = new AbortController();
+  const connections = createConnections({
+    leases: options.leases,
+    log: options.strangers,
+    onRefusal: options.onRefusal,
+  });
+  /** What must be refused costs no more than that. */
+  const refused = (request: IncomingMessage, response: ServerResponse): boolean => {
+    const reason = connections.begin(request.socket, response) ?? unaddressed(request) ?? oversized(request);
+    if (reason !== undefined) {
+      refuseLocalCall(request, response, reason);
+    }
+    return reason !== undefined;
+  };
+  let http = createServer();
   const server = fastify({
     bodyLimit: MESSAGE_MAX_BYTES,
-    forceCloseConnections: true,
-    connectionTimeout: 0,
-    requestTimeout: SILENT_MS,
     exposeHeadRoutes: false,
+    serverFactory(handle) {
+      http = createServer(
+        {
+          requestTimeout: REQUEST_TIMEOUT_MS,
+          // Node takes the smaller of both for the headers, and the larger for the whole.
+          headersTimeout: REQUEST_TIMEOUT_MS,
+          keepAliveTimeout: KEEP_ALIVE_MS,
+          connectionsCheckingInterval: SWEEP_INTERVAL_MS,
+        },
+        (request, response) => {
+          if (!refused(request, response)) {
+            connections.turn(request.socket).then(() => handle(request, response));
+          }
+        },
+      );
+      return http;
+    },
   });
-  const connections = new Connections(options);
-  server.server.on("connection", (socket: Socket) => connections.add(socket));
-  server.addHook("onRequest", async (request) => connections.setBusy(request.raw.socket, true));
-  server.addHook("onResponse", async (request) => connections.setBusy(request.raw.socket, false));
   await mountLocalRpc(server, {
     routes: [options.route],
     maxMessageBytes: MESSAGE_MAX_BYTES,
@@ -176,12 +122,52 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
       );
     },
   });
-  await server.listen({ path });
-  await chmod(path, 0o666);
+  await server.ready();
+  // Node's server gets connections from ours and listens nowhere: this makes it look after their timeouts all the same.
+  http.emit("listening");
+  const listener = native.createLocalListener(path, (descriptor) => {
+    if (descriptor < 0) {
+      return;
+    }
+    const socket = new Socket({ fd: descriptor, readable: true, writable: true, allowHalfOpen: true });
+    if (connections.admit(socket)) {
+      http.emit("connection", socket);
+    }
+  });
   return {
     async stop() {
       stopping.abort(new WeightlineError("Unavailable", "the agent stops", { wayOut: "try again when it is back" }));
+      native.closeLocalListener(listener);
+      await connections.stop(FAREWELL_MS);
       await server.close();
     },
   };
+}
+
+/** A request from which no URL can be made, as HTTP/1.0 allows; handlers would end in an exception. */
+function unaddressed(request: IncomingMessage): WeightlineError | undefined {
+  const { host } = request.headers;
+  if (host !== undefined && URL.canParse(request.url ?? "", `http://${host}`)) {
+    return undefined;
+  }
+  return new WeightlineError("InvalidArgument", "the request's URL or host cannot be read", {
+    field: "host",
+    value: host ?? "",
+    wayOut: "send POST with a path and `Host: localhost`",
+  });
+}
+
+/** A message that says itself that it is too large: what is not announced is counted as it comes. */
+function oversized(request: IncomingMessage): WeightlineError | undefined {
+  const bytes = Number(request.headers["content-length"] ?? 0);
+  const envelope = request.headers["content-type"]?.startsWith("application/connect") === true ? ENVELOPE_BYTES : 0;
+  if (bytes - envelope <= MESSAGE_MAX_BYTES) {
+    return undefined;
+  }
+  return new WeightlineError("ResourceExhausted", `the message has ${bytes - envelope} bytes`, {
+    field: "message",
+    value: `${bytes - envelope} bytes`,
+    limit: `${MESSAGE_MAX_BYTES}`,
+    wayOut: "send a smaller one",
+  });
 }

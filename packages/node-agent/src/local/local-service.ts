@@ -1,27 +1,22 @@
-import { randomBytes } from "node:crypto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { HandlerContext } from "@connectrpc/connect";
-import { filesIdentity } from "@weightline/proto";
-import {
-  AgentService,
-  type HeldSchema,
-  type StatusResponseSchema,
-  type Wanted as WantedMessage,
-} from "@weightline/proto/local";
-import { type DescriptorServerHandle, native } from "@weightline/rdma-native";
+import { AgentService, type HeldSchema, type StatusResponseSchema } from "@weightline/proto/local";
 import { route, type ServiceRoute, toWeightlineError, WeightlineError } from "@weightline/runtime";
 import type { AcquireOutcome, Acquirer } from "../fills/acquirer.ts";
 import type { FillBoard } from "../fills/fill-board.ts";
 import type { Loaded, Loader } from "../fills/load.ts";
-import { progressStream, watchFill } from "../fills/progress-stream.ts";
-import { type Wanted, wantedFrom } from "../fills/wanted.ts";
+import { acquireStream, watchFill } from "../fills/progress-stream.ts";
+import type { Wanted } from "../fills/wanted.ts";
 import type { Evictor } from "../holdings/evictor.ts";
 import { type Holding, modelNameOf, toMessage } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
 import { segmentPaths } from "../layout-reader.ts";
 import type { Lease, LeaseTable } from "../leases/lease-table.ts";
+import type { TicketOffice } from "../leases/ticket-office.ts";
+import type { OfferTable } from "../offers/offer-table.ts";
 import type { TransferLog } from "../transfers/transfer-log.ts";
 import { type Caller, callerKey, requireOperator } from "./caller.ts";
+import { checkName, readIdentity, readTimeout, readWanted } from "./request-fields.ts";
 
 /** What Status tells beside holdings and leases. */
 export type StatusFacts = Omit<MessageInitShape<typeof StatusResponseSchema>, "$typeName" | "holdings" | "leases">;
@@ -34,7 +29,8 @@ export interface LocalServiceOptions {
   evictor: Evictor;
   leases: LeaseTable;
   transfers: TransferLog;
-  descriptors: () => DescriptorServerHandle;
+  offers: OfferTable;
+  tickets: TicketOffice;
   descriptorSocket: string;
   status: () => StatusFacts;
   draining: () => boolean;
@@ -43,13 +39,8 @@ export interface LocalServiceOptions {
   onAttach: (seconds: number) => void;
 }
 
-const DEFAULT_TIMEOUT_S = 300;
-const TIMEOUT_MAX_S = 86_400;
-/** architecture.md: a ticket lives so long. */
-const TICKET_TTL_MS = 10_000;
 /** How long an evict waits for memory to be free before it says that it is pending. */
 const EVICT_PATIENCE_MS = 5000;
-const NAME_MAX_BYTES = 512;
 
 function callerOf(context: HandlerContext): Caller {
   const caller = context.values.get(callerKey);
@@ -59,75 +50,6 @@ function callerOf(context: HandlerContext): Caller {
     });
   }
   return caller;
-}
-
-/** What a request's words mean. Throws InvalidArgument naming the field. */
-export function readWanted(message: WantedMessage | undefined): Wanted {
-  const missing = () =>
-    new WeightlineError("InvalidArgument", "wanted.model.model_name is required", {
-      field: "wanted",
-      limit: "a model name, an identity or a source id",
-      wayOut: "name the model",
-    });
-  const name = message?.name;
-  const rank = message?.rank ?? 0;
-  switch (name?.case) {
-    case "model": {
-      checkName("model_name", name.value.modelName);
-      checkName("revision", name.value.revision);
-      if (name.value.modelName === "") {
-        throw missing();
-      }
-      return wantedFrom({ identity: filesIdentity(name.value.modelName, name.value.revision), rank });
-    }
-    case "identity":
-      checkName("identity.model_name", name.value.modelName);
-      if (name.value.modelName === "") {
-        throw new WeightlineError("InvalidArgument", "identity.model_name is required", {
-          field: "identity.model_name",
-        });
-      }
-      return wantedFrom({ identity: name.value, rank });
-    case "sourceId":
-      if (!/^[0-9a-f]{16}$/.test(name.value)) {
-        throw new WeightlineError("InvalidArgument", `source id "${name.value}" is not 16 lowercase hex digits`, {
-          field: "source_id",
-          value: name.value,
-          limit: "16 lowercase hex digits",
-        });
-      }
-      return {
-        sourceId: name.value,
-        rank,
-        named: undefined,
-        modelName: name.value,
-        label: `source ${name.value}, rank ${rank}`,
-      };
-    default:
-      throw missing();
-  }
-}
-
-function checkName(field: string, value: string): void {
-  const bytes = Buffer.byteLength(value);
-  if (bytes > NAME_MAX_BYTES) {
-    throw new WeightlineError("InvalidArgument", `${field} has ${bytes} bytes; at most ${NAME_MAX_BYTES} are taken`, {
-      field,
-      value: `${bytes} bytes`,
-      limit: `${NAME_MAX_BYTES} bytes`,
-    });
-  }
-}
-
-function timeoutOf(seconds: number): number {
-  if (!Number.isFinite(seconds) || seconds < 0 || seconds > TIMEOUT_MAX_S) {
-    throw new WeightlineError("InvalidArgument", `timeout_s ${seconds} is not within 0 and ${TIMEOUT_MAX_S}`, {
-      field: "timeout_s",
-      value: String(seconds),
-      limit: `0 to ${TIMEOUT_MAX_S}`,
-    });
-  }
-  return (seconds === 0 ? DEFAULT_TIMEOUT_S : seconds) * 1000;
 }
 
 /** AgentService: what pods and operators on this node ask. */
@@ -140,27 +62,24 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
     }
   };
 
-  const heldMessage = (lease: Lease, caller: Caller, outcome: AcquireOutcome): MessageInitShape<typeof HeldSchema> => {
+  const heldMessage = (
+    lease: Lease,
+    caller: Caller,
+    outcome: AcquireOutcome | "offered",
+  ): MessageInitShape<typeof HeldSchema> => {
     const start = performance.now();
     const { holding } = lease;
-    const ticket = { ticketId: randomBytes(16), secret: randomBytes(32) };
     const { layout } = holding;
     if (layout === undefined) {
       throw new WeightlineError("Internal", `holding ${holding.id} has no layout`);
     }
     const paths = ["layout", ...segmentPaths(layout)];
-    native.grantDescriptors(options.descriptors(), {
-      ...ticket,
-      pid: caller.owner.peer.pid,
-      ttlMs: TICKET_TTL_MS,
-      holdingId: holding.id,
-      paths,
-    });
+    const ticket = options.tickets.issue({ pid: caller.owner.peer.pid, group: caller.group.key }, holding.id, paths);
     options.onAttach((performance.now() - start) / 1000);
     return {
       leaseId: lease.id,
       holding: toMessage(holding),
-      ticket: { id: ticket.ticketId, secret: ticket.secret, socket: options.descriptorSocket, ttlMs: TICKET_TTL_MS },
+      ticket,
       outcome,
       descriptors: paths.length,
     };
@@ -186,24 +105,26 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       const caller = callerOf(context);
       refuseWhileDraining();
       const started = performance.now();
-      const timeoutMs = timeoutOf(timeoutS);
+      const timeoutMs = readTimeout("timeout_s", timeoutS);
       const wanted = readWanted(message);
       const timeout = AbortSignal.timeout(timeoutMs);
-      const signal = AbortSignal.any([context.signal, timeout]);
+      const signal = AbortSignal.any([context.signal, caller.closed, timeout]);
+      let undelivered: Lease | undefined;
       try {
-        const { held, stream } = progressStream(acquirer, wanted, signal);
-        for await (const progress of stream) {
-          yield { event: { case: "progress", value: progress } };
+        const stream = acquireStream(acquirer, wanted, signal, caller.group.beginFill);
+        let step = await stream.next();
+        for (; step.done !== true; step = await stream.next()) {
+          yield { event: { case: "progress", value: step.value } };
         }
-        const { holding, outcome } = await held;
-        const lease = leases.grant(holding, caller.owner);
-        if (context.signal.aborted) {
-          leases.release(lease.id, caller.owner);
+        const { holding, outcome } = step.value;
+        if (context.signal.aborted || caller.closed.aborted) {
           return;
         }
-        const value = heldMessage(lease, caller, outcome);
+        undelivered = leases.grant(holding, caller.owner, caller.group.key);
+        const value = heldMessage(undelivered, caller, outcome);
         options.onAcquire(outcome, (performance.now() - started) / 1000);
         yield { event: { case: "held", value } };
+        undelivered = undefined;
       } catch (error) {
         const known = timeout.aborted
           ? new WeightlineError(
@@ -219,12 +140,16 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
           : toWeightlineError(error);
         options.onAcquire(known.code, (performance.now() - started) / 1000);
         throw known;
+      } finally {
+        if (undelivered !== undefined) {
+          leases.release(undelivered.id, caller.owner);
+        }
       }
     },
     attach({ leaseId }, context) {
       const caller = callerOf(context);
       const lease = leases.find(leaseId);
-      if (lease === undefined || lease.owner?.peer.pid !== caller.owner.peer.pid) {
+      if (lease === undefined || lease.owner !== caller.owner) {
         throw new WeightlineError("NotFound", `this process has no lease ${leaseId}`, {
           field: "lease_id",
           value: leaseId,
@@ -237,7 +162,8 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
     status: () => ({ ...options.status(), holdings: registry.all().map(toMessage), leases: leases.count() }),
     transfers: () => ({ transfers: transfers.list() }),
     async *load({ path, modelName, revision, rank, replace }, context) {
-      requireOperator(callerOf(context), "load");
+      const caller = callerOf(context);
+      requireOperator(caller, "load");
       refuseWhileDraining();
       checkName("model_name", modelName);
       checkName("revision", revision);
@@ -248,21 +174,25 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       const fill = loads.start(`${path}\n${modelName}\n${revision}\n${rank}`, (report, signal) =>
         loader.load({ path, modelName, revision, rank, replace }, report, signal),
       );
-      for await (const progress of watchFill(fill, context.signal)) {
+      const signal = AbortSignal.any([context.signal, caller.closed]);
+      for await (const progress of watchFill(fill, signal)) {
         yield { event: { case: "progress", value: progress } };
       }
-      context.signal.throwIfAborted();
+      signal.throwIfAborted();
       const { holding, ...facts } = await fill.done;
       yield { event: { case: "loaded", value: { ...facts, holding: toMessage(holding) } } };
     },
     async *pull({ wanted: message }, context) {
-      requireOperator(callerOf(context), "pull");
+      const caller = callerOf(context);
+      requireOperator(caller, "pull");
       refuseWhileDraining();
-      const { held, stream } = progressStream(acquirer, readWanted(message), context.signal);
-      for await (const progress of stream) {
-        yield { event: { case: "progress", value: progress } };
+      const signal = AbortSignal.any([context.signal, caller.closed]);
+      const stream = acquireStream(acquirer, readWanted(message), signal, caller.group.beginFill);
+      let step = await stream.next();
+      for (; step.done !== true; step = await stream.next()) {
+        yield { event: { case: "progress", value: step.value } };
       }
-      const { holding, outcome } = await held;
+      const { holding, outcome } = step.value;
       yield { event: { case: "pulled", value: { holding: toMessage(holding), outcome } } };
     },
     async evict({ wanted: message, force }, context) {
@@ -295,6 +225,30 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
         freedBytes: BigInt(Math.round(results.reduce((sum, { freedBytes }) => sum + freedBytes, 0))),
         pendingBytes: BigInt(Math.round(results.reduce((sum, { pending, charge }) => sum + (pending ? charge : 0), 0))),
       };
+    },
+    offer({ identity, rank, alone, stallTimeoutS }, context) {
+      const { owner, group } = callerOf(context);
+      refuseWhileDraining();
+      const named = readIdentity(identity, rank);
+      const stallMs = readTimeout("stall_timeout_s", stallTimeoutS);
+      const { offerId, ticket } = options.offers.open({ named, owner, group: group.key, alone, stallMs });
+      const { ticketId, secret } = ticket;
+      return { offerId, ticket: { id: ticketId, secret, socket: options.descriptorSocket, ttlMs: stallMs } };
+    },
+    async sealOffer({ offerId }, context) {
+      const caller = callerOf(context);
+      const holding = await options.offers.seal(offerId, caller.owner);
+      const lease = leases.grant(holding, caller.owner, caller.group.key);
+      try {
+        caller.closed.throwIfAborted();
+        return { held: heldMessage(lease, caller, "offered") };
+      } catch (error) {
+        leases.release(lease.id, caller.owner);
+        throw error;
+      }
+    },
+    async withdrawOffer({ offerId }, context) {
+      return { withdrawn: await options.offers.withdraw(offerId, callerOf(context).owner) };
     },
     drain(_request, context) {
       requireOperator(callerOf(context), "drain");

@@ -11,7 +11,7 @@ import {
   WeightlineError,
 } from "@weightline/runtime";
 import type { Acquirer } from "../fills/acquirer.ts";
-import { progressStream } from "../fills/progress-stream.ts";
+import { acquireStream } from "../fills/progress-stream.ts";
 import { wantedFrom } from "../fills/wanted.ts";
 import { type Holding, toMessage } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
@@ -143,6 +143,13 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
         });
       }
       const holding = servable(holdingId);
+      if (holding.record.state === "filling" && holding.parent !== "" && holding.parent === child) {
+        throw new WeightlineError("Refused", `node ${node} fills this holding from ${child} itself`, {
+          field: "child",
+          value: child,
+          wayOut: "ask another holder",
+        });
+      }
       const version = checkVersions(minVersion, maxVersion);
       checkAlgorithm(algorithm, holding);
       const tickets = Array.from({ length: Math.min(STREAMS_MAX, Math.max(1, streams)) }, () => ({
@@ -185,11 +192,12 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
         });
       }
       const wanted = wantedFrom({ identity, rank });
-      const { held, stream } = progressStream(acquirer, wanted, signal);
-      for await (const progress of stream) {
-        yield { progress };
+      const stream = acquireStream(acquirer, wanted, signal);
+      let step = await stream.next();
+      for (; step.done !== true; step = await stream.next()) {
+        yield { progress: step.value };
       }
-      yield { holding: toMessage((await held).holding) };
+      yield { holding: toMessage(step.value.holding) };
     },
     transfers: () => ({ transfers: transfers.list() }),
     drain() {

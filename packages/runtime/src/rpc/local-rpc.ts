@@ -1,5 +1,15 @@
+import type { IncomingMessage, ServerResponse } from "node:http";
 import type { DescService } from "@bufbuild/protobuf";
 import { type Client, type ContextValues, createClient, type Interceptor } from "@connectrpc/connect";
+import { encodeEnvelope } from "@connectrpc/connect/protocol";
+import {
+  codeToHttpStatus,
+  contentTypeUnaryJson,
+  endStreamFlag,
+  endStreamToJson,
+  errorToJsonBytes,
+  parseContentType,
+} from "@connectrpc/connect/protocol-connect";
 import { fastifyConnectPlugin } from "@connectrpc/connect-fastify";
 import { createConnectTransport } from "@connectrpc/connect-node";
 import type { FastifyInstance, FastifyRequest } from "fastify";
@@ -63,6 +73,31 @@ export async function mountLocalRpc(server: FastifyInstance, options: LocalRpcOp
     interceptors: [errorInterceptor(options.onError)],
     ...(options.contextValues === undefined ? {} : { contextValues: options.contextValues }),
   });
+}
+
+/** How a unary call is answered with an error, for those who write the answer themselves. */
+export function unaryAnswer(error: unknown): { status: number; contentType: string; body: Uint8Array } {
+  const known = toConnectError(error);
+  return {
+    status: codeToHttpStatus(known.code),
+    contentType: contentTypeUnaryJson,
+    body: errorToJsonBytes(known, undefined),
+  };
+}
+
+/** Answers a call with an error before anything else has seen it; its body is not kept. */
+export function refuseLocalCall(request: IncomingMessage, response: ServerResponse, error: unknown): void {
+  const asked = request.headers["content-type"] ?? "";
+  if (parseContentType(asked)?.stream === true) {
+    const end = endStreamToJson(new Headers(), toConnectError(error), undefined);
+    response.writeHead(200, { "content-type": asked });
+    response.end(encodeEnvelope(endStreamFlag, Buffer.from(JSON.stringify(end))));
+  } else {
+    const { status, contentType, body } = unaryAnswer(error);
+    response.writeHead(status, { "content-type": contentType, "content-length": body.length });
+    response.end(body);
+  }
+  request.resume();
 }
 
 /** A client of a service behind a Unix socket. */

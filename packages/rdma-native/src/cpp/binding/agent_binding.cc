@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "agent/descriptor_server.h"
+#include "agent/given_memory.h"
 #include "agent/parent_death.h"
 #include "agent/process.h"
 #include "agent/process_watcher.h"
@@ -248,12 +249,32 @@ struct DescriptorServerHandle {
   }
 };
 
+const char* kindName(DescriptorEvent::Kind kind) {
+  switch (kind) {
+    case DescriptorEvent::Kind::kSent: return "sent";
+    case DescriptorEvent::Kind::kRefused: return "refused";
+    case DescriptorEvent::Kind::kGiven: return "given";
+  }
+  return "";
+}
+
 Napi::Value toEvent(Napi::Env env, DescriptorEvent& event) {
   auto object = Napi::Object::New(env);
-  object.Set("kind", event.sent ? "sent" : "refused");
+  object.Set("kind", kindName(event.kind));
   object.Set("pid", event.pid);
   object.Set("descriptors", event.descriptors);
   object.Set("reason", event.reason);
+  if (event.kind == DescriptorEvent::Kind::kGiven) {
+    Given& given = event.given;
+    auto inner = Napi::Object::New(env);
+    inner.Set("connection", static_cast<double>(given.connection));
+    inner.Set("offer", given.offer);
+    inner.Set("what", given.list ? "tensors" : "segment");
+    inner.Set("segment", given.segment);
+    inner.Set("bytes", Napi::BigInt::New(env, given.bytes));
+    inner.Set("descriptor", given.memory.release());
+    object.Set("given", inner);
+  }
   return object;
 }
 
@@ -264,8 +285,8 @@ Napi::Value createDescriptorServer(const Napi::CallbackInfo& info) {
     if (!info[2].IsFunction()) throw Fault(Code::kInvalidArgument, "onEvent must be a function").field("onEvent");
     auto handle = std::make_shared<DescriptorServerHandle>();
     handle->events = std::make_shared<EventSource<DescriptorEvent>>(info.Env(), info[2].As<Napi::Function>(), "descriptor events", toEvent);
-    handle->server = std::make_unique<DescriptorServer>(path, view, [events = handle->events](const DescriptorEvent& event) {
-      if (event.sent || events->waiting() < kMaxWaitingRefusals) events->post(std::make_unique<DescriptorEvent>(event));
+    handle->server = std::make_unique<DescriptorServer>(path, view, [events = handle->events](std::unique_ptr<DescriptorEvent> event) {
+      if (event->kind != DescriptorEvent::Kind::kRefused || events->waiting() < kMaxWaitingRefusals) events->post(std::move(event));
     });
     handle->hook = std::make_unique<CleanupHook>(info.Env(), [raw = handle.get()] { raw->stop(); });
     return makeHandle(info.Env(), handle);
@@ -310,6 +331,58 @@ Napi::Value revokeDescriptors(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value grantOffer(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    DescriptorServer& server = serverOf(info[0]);
+    if (!info[1].IsObject()) throw Fault(Code::kInvalidArgument, "grant must be an object").field("grant");
+    const auto object = info[1].As<Napi::Object>();
+    OfferGrant grant;
+    copyExactly(grant.ticketId, bytesArgument(field(object, "ticketId"), "ticketId"), "ticketId");
+    copyExactly(grant.secret, bytesArgument(field(object, "secret"), "secret"), "secret");
+    grant.pid = pidArgument(field(object, "pid"), "pid");
+    grant.offer = stringArgument(field(object, "offer"), "offer");
+    server.grantOffer(std::move(grant));
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value revokeOffer(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    serverOf(info[0]).revokeOffer(stringArgument(info[1], "offer"));
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value answerGiven(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    DescriptorServer& server = serverOf(info[0]);
+    const auto connection = static_cast<uint64_t>(info[1].As<Napi::Number>().Int64Value());
+    server.answer(connection, stringArgument(info[2], "text"), stringArgument(info[3], "layoutOf"));
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value discardGiven(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    serverOf(info[0]).discard(Descriptor(static_cast<int>(uint32Argument(info[1], "descriptor"))));
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value sealMemoryCall(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const auto descriptor = static_cast<int>(uint32Argument(info[0], "descriptor"));
+    const uint64_t bytes = uint64Argument(info[1], "bytes");
+    return PromiseWork<bool>::start(
+        info.Env(),
+        [=] {
+          sealMemory(descriptor, bytes);
+          return true;
+        },
+        [](Napi::Env env, bool&) { return env.Undefined(); });
+  });
+}
+
 Napi::Value closeDescriptorServer(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     handleArgument<DescriptorServerHandle>(info[0]).reset();
@@ -342,6 +415,11 @@ void registerAgent(Napi::Env env, Napi::Object exports) {
   exports.Set("createDescriptorServer", Napi::Function::New(env, createDescriptorServer));
   exports.Set("grantDescriptors", Napi::Function::New(env, grantDescriptors));
   exports.Set("revokeDescriptors", Napi::Function::New(env, revokeDescriptors));
+  exports.Set("grantOffer", Napi::Function::New(env, grantOffer));
+  exports.Set("revokeOffer", Napi::Function::New(env, revokeOffer));
+  exports.Set("sealMemory", Napi::Function::New(env, sealMemoryCall));
+  exports.Set("answerGiven", Napi::Function::New(env, answerGiven));
+  exports.Set("discardGiven", Napi::Function::New(env, discardGiven));
   exports.Set("closeDescriptorServer", Napi::Function::New(env, closeDescriptorServer));
   exports.Set("dieWithParent", Napi::Function::New(env, dieWithParentCall));
 }

@@ -7,6 +7,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   weightline::binding::registerDigest(env, exports);
   weightline::binding::registerAgent(env, exports);
   weightline::binding::registerMover(env, exports);
+  weightline::binding::registerListener(env, exports);
   return exports;
 }
 

@@ -39,6 +39,11 @@ LoadOrder loadOrder(const Napi::Object& object) {
   return order;
 }
 
+GivenMemory givenMemory(const Napi::Object& object) {
+  return {static_cast<pid_t>(uint32Argument(field(object, "agent"), "memory.agent")), uint32Argument(field(object, "descriptor"), "memory.descriptor"),
+          uint64Argument(field(object, "bytes"), "memory.bytes")};
+}
+
 PullOrder pullOrder(const Napi::Object& object) {
   PullOrder order;
   order.parentHoldingId = stringArgument(field(object, "parentHoldingId"), "parentHoldingId");
@@ -76,6 +81,12 @@ Order orderOf(const Napi::Object& object) {
                            parseAlgorithm(stringArgument(field(object, "algorithm"), "algorithm"))};
   } else if (kind == "load") {
     order.what = loadOrder(object);
+  } else if (kind == "arrange") {
+    order.what = ArrangeOrder{givenMemory(field(object, "memory").As<Napi::Object>()), parseAlgorithm(stringArgument(field(object, "algorithm"), "algorithm"))};
+  } else if (kind == "copy") {
+    order.what = CopyOrder{uint32Argument(field(object, "segment"), "segment"), givenMemory(field(object, "memory").As<Napi::Object>()), uint32Argument(field(object, "threads"), "threads")};
+  } else if (kind == "finish") {
+    order.what = FinishOrder{};
   } else if (kind == "pull") {
     order.what = pullOrder(object);
   } else if (kind == "check") {

@@ -120,5 +120,6 @@ class PromiseWork : public Napi::AsyncWorker {
 void registerDigest(Napi::Env env, Napi::Object exports);
 void registerAgent(Napi::Env env, Napi::Object exports);
 void registerMover(Napi::Env env, Napi::Object exports);
+void registerListener(Napi::Env env, Napi::Object exports);
 
 }  // namespace weightline::binding

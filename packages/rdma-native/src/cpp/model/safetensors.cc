@@ -11,6 +11,7 @@
 #include "base/fault.h"
 #include "base/json.h"
 #include "layout/layout.h"
+#include "model/tensor_form.h"
 #include "store/files.h"
 
 namespace weightline {
@@ -22,19 +23,10 @@ using json::Value;
 constexpr std::string_view kLfsMark = "version https://git-lfs.github.com/spec/";
 constexpr uint64_t kLfsPointerMaxBytes = 1024;
 
-// Bits of one element, by the dtype names of the safetensors format.
-std::optional<uint64_t> bitsOf(std::string_view dtype) {
-  static const std::unordered_map<std::string_view, uint64_t> kBits = {
-      {"BOOL", 8},     {"F4", 4},       {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8},           {"I8", 8},           {"F8_E5M2", 8}, {"F8_E4M3", 8},
-      {"F8_E8M0", 8},  {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},         {"F16", 16},         {"BF16", 16},   {"I32", 32},
-      {"U32", 32},     {"F32", 32},     {"C64", 64},    {"F64", 64},    {"I64", 64},         {"U64", 64}};
-  const auto found = kBits.find(dtype);
-  return found == kBits.end() ? std::nullopt : std::optional(found->second);
-}
-
 class HeaderReader {
  public:
-  HeaderReader(const std::string& path, uint64_t dataBytes) : path_(path), dataBytes_(dataBytes) {}
+  HeaderReader(const std::string& path, uint64_t dataBytes)
+      : path_(path), dataBytes_(dataBytes), form_([this](const std::string& what) { return fault(what); }) {}
 
   SafetensorsHeader read(std::string_view text, uint64_t dataAt) {
     json::parseMembers(text, [&](std::string name, Value value) { member(std::move(name), value); });
@@ -58,13 +50,10 @@ class HeaderReader {
     }
     const std::string where = "tensor " + json::quote(name);
     if (!value.is(Value::Type::kObject)) throw fault(where + " is not described by an object");
-    if (name.size() > kMaxNameBytes) {
-      throw fault("the name of " + where.substr(0, 80) + "... has " + std::to_string(name.size()) + " bytes; at most " + std::to_string(kMaxNameBytes) + " are taken")
-          .value(std::to_string(name.size())).limit(std::to_string(kMaxNameBytes));
-    }
+    form_.checkName(name, where);
     SafetensorsTensor tensor;
     tensor.name = std::move(name);
-    readDtypeAndShape(tensor, value, where);
+    form_.read(value, where, tensor.dtype, tensor.shape);
     readOffsets(tensor, value, where);
     const auto [first, fresh] = byName_.emplace(tensor.name, header_.tensors.size());
     if (!fresh) {
@@ -86,51 +75,22 @@ class HeaderReader {
 
   static std::string range(const SafetensorsTensor& tensor) { return std::to_string(tensor.begin) + "-" + std::to_string(tensor.end); }
 
-  const Value& need(const Value& object, const char* key, Value::Type type, const std::string& where) const {
-    const Value* value = nullptr;
-    for (const auto& [name, entry] : object.object) {
-      if (name != key) continue;
-      if (value != nullptr) throw fault(where + " has " + key + " twice");
-      value = &entry;
-    }
-    if (value == nullptr || !value->is(type)) throw fault(where + " has no valid " + key);
-    return *value;
-  }
-
-  void readDtypeAndShape(SafetensorsTensor& tensor, const Value& value, const std::string& where) const {
-    tensor.dtype = need(value, "dtype", Value::Type::kString, where).text;
-    if (tensor.dtype.empty() || tensor.dtype.size() > 64) throw fault(where + " has a dtype of " + std::to_string(tensor.dtype.size()) + " bytes");
-    const Value& shape = need(value, "shape", Value::Type::kArray, where);
-    if (shape.array.size() > kMaxRank) {
-      throw fault(where + " has rank " + std::to_string(shape.array.size()) + "; at most " + std::to_string(kMaxRank) + " is taken").limit(std::to_string(kMaxRank));
-    }
-    for (const Value& dim : shape.array) {
-      if (!dim.is(Value::Type::kInteger)) throw fault(where + " has a dimension that is not a whole number from 0 to 2^64 - 1: " + dim.text).value(dim.text);
-      tensor.shape.push_back(dim.integer);
-    }
-  }
-
   void readOffsets(SafetensorsTensor& tensor, const Value& value, const std::string& where) {
-    const Value& offsets = need(value, "data_offsets", Value::Type::kArray, where);
+    const Value& offsets = form_.need(value, "data_offsets", Value::Type::kArray, where);
     if (offsets.array.size() != 2 || !offsets.array[0].is(Value::Type::kInteger) || !offsets.array[1].is(Value::Type::kInteger)) {
       throw fault(where + " has data_offsets that are not two whole numbers");
     }
     tensor.begin = offsets.array[0].integer;
     tensor.end = offsets.array[1].integer;
     if (tensor.begin > tensor.end) throw fault(where + " has offsets " + range(tensor) + " that end before they begin").value(range(tensor));
-    const std::optional<uint64_t> bits = bitsOf(tensor.dtype);
-    if (!bits) {
+    const std::optional<uint64_t> bytes = form_.bytesOf(tensor.dtype, tensor.shape, where);
+    if (!bytes) {
       if (unknown_.insert(tensor.dtype).second) header_.warnings.push_back(path_ + ": dtype " + tensor.dtype + " is not known: its tensors are carried by their offsets");
       return;
     }
-    uint64_t total = *bits;
-    for (const uint64_t dim : tensor.shape) {
-      if (__builtin_mul_overflow(total, dim, &total)) throw fault(where + " has a shape whose size passes 2^64 bits");
-    }
-    if (total % 8 != 0) throw fault(where + " of dtype " + tensor.dtype + " has " + std::to_string(total) + " bits, which is not whole bytes").value(std::to_string(total));
-    if (total / 8 != tensor.end - tensor.begin) {
-      throw fault(where + " has " + std::to_string(tensor.end - tensor.begin) + " bytes at " + range(tensor) + "; its dtype and shape need " + std::to_string(total / 8))
-          .value(std::to_string(tensor.end - tensor.begin)).limit(std::to_string(total / 8));
+    if (*bytes != tensor.end - tensor.begin) {
+      throw fault(where + " has " + std::to_string(tensor.end - tensor.begin) + " bytes at " + range(tensor) + "; its dtype and shape need " + std::to_string(*bytes))
+          .value(std::to_string(tensor.end - tensor.begin)).limit(std::to_string(*bytes));
     }
   }
 
@@ -155,6 +115,7 @@ class HeaderReader {
 
   const std::string path_;
   const uint64_t dataBytes_;
+  const TensorForm form_;
   SafetensorsHeader header_;
   std::unordered_map<std::string, size_t> byName_;
   std::set<std::string> unknown_;

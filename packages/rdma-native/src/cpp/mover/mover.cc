@@ -152,6 +152,9 @@ OrderResult Mover::execute(Running& running) {
         using What = std::decay_t<decltype(what)>;
         if constexpr (std::is_same_v<What, ScanOrder>) return scan(running, what);
         if constexpr (std::is_same_v<What, LoadOrder>) return load(running, what);
+        if constexpr (std::is_same_v<What, ArrangeOrder>) return arrange(running, what);
+        if constexpr (std::is_same_v<What, CopyOrder>) return copy(running, what);
+        if constexpr (std::is_same_v<What, FinishOrder>) return finish(running);
         if constexpr (std::is_same_v<What, PullOrder>) return pull(running, what);
         if constexpr (std::is_same_v<What, CheckOrder>) return check(running, what);
         if constexpr (std::is_same_v<What, RepairOrder>) return repair(running);

@@ -52,12 +52,16 @@ class Mover {
   OrderResult execute(Running& running);
   OrderResult scan(Running& running, const ScanOrder& order);
   OrderResult load(Running& running, const LoadOrder& order);
+  OrderResult arrange(Running& running, const ArrangeOrder& order);
+  OrderResult copy(Running& running, const CopyOrder& order);
+  OrderResult finish(Running& running);
   OrderResult pull(Running& running, const PullOrder& order);
   OrderResult check(Running& running, const CheckOrder& order);
   OrderResult repair(Running& running);
   OrderResult evict(Running& running, const EvictOrder& order);
   std::optional<uint64_t> deleteWhenFree(Running& running, const EvictOrder& order);
-  void fill(Running& running, const std::shared_ptr<Holding>& holding, Source& source);
+  // Fills all of the holding, or one segment.
+  void fill(Running& running, const std::shared_ptr<Holding>& holding, Source& source, std::optional<uint32_t> segment = std::nullopt);
   std::vector<uint64_t> wrongChunks(Running& running, const Holding& holding, const std::vector<uint64_t>& chunks);
   void damaged(const std::string& holdingId, uint64_t chunk);
   void remember(Running& running, std::shared_ptr<Holding> holding);

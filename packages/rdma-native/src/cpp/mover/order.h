@@ -1,6 +1,8 @@
 // Orders to the mover and its reports, as native.ts declares them.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -23,6 +25,26 @@ struct LoadOrder {
   std::vector<SourceFile> files;
   uint32_t threads = 1;
 };
+
+// A sealed memfd, open in the agent's process as `descriptor`.
+struct GivenMemory {
+  pid_t agent = 0;
+  uint32_t descriptor = 0;
+  uint64_t bytes = 0;
+};
+
+struct ArrangeOrder {
+  GivenMemory list;
+  Algorithm algorithm = Algorithm::kXxh3;
+};
+
+struct CopyOrder {
+  uint32_t segment = 0;
+  GivenMemory memory;
+  uint32_t threads = 1;
+};
+
+struct FinishOrder {};
 
 struct PullOrder {
   std::string parentHoldingId;
@@ -57,7 +79,7 @@ struct CancelOrder {
 struct Order {
   uint32_t id = 0;
   std::string holdingId;
-  std::variant<ScanOrder, LoadOrder, PullOrder, CheckOrder, RepairOrder, EvictOrder, GrantOrder, RevokeOrder, CancelOrder> what;
+  std::variant<ScanOrder, LoadOrder, ArrangeOrder, CopyOrder, FinishOrder, PullOrder, CheckOrder, RepairOrder, EvictOrder, GrantOrder, RevokeOrder, CancelOrder> what;
 };
 
 // Part of a report of "done".

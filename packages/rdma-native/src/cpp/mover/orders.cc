@@ -1,10 +1,16 @@
 // What each order does.
+#include <fcntl.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <thread>
 
+#include "agent/given_memory.h"
+#include "model/tensor_list.h"
 #include "mover/mover.h"
 #include "store/eviction.h"
 #include "transport/disk_source.h"
+#include "transport/memory_source.h"
 
 namespace weightline {
 
@@ -32,6 +38,18 @@ class FillGuard {
   const std::string id_;
 };
 
+// A memfd of the agent, by its descriptor there: the agent keeps it open until the order has ended.
+Descriptor openGiven(const GivenMemory& memory, const std::string& what) {
+  const std::string path = "/proc/" + std::to_string(memory.agent) + "/fd/" + std::to_string(memory.descriptor);
+  Descriptor opened(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!opened.valid()) throw systemFault(errno, "opening the memory of " + what).field("memory");
+  const int seals = ::fcntl(opened.get(), F_GET_SEALS);
+  if (seals < 0 || (seals & kMemorySeals) != kMemorySeals || files::sizeOf(opened.get()) != memory.bytes) {
+    throw Fault(Code::kInternal, "the memory of " + what + " is not sealed, or of another size").field("memory");
+  }
+  return opened;
+}
+
 }  // namespace
 
 OrderResult Mover::scan(Running& running, const ScanOrder& order) {
@@ -44,16 +62,16 @@ OrderResult Mover::scan(Running& running, const ScanOrder& order) {
   return result;
 }
 
-void Mover::fill(Running& running, const std::shared_ptr<Holding>& holding, Source& source) {
+void Mover::fill(Running& running, const std::shared_ptr<Holding>& holding, Source& source, std::optional<uint32_t> segment) {
   const FillGuard guard(mutex_, filling_, running.order.holdingId);
   remember(running, holding);
   if (holding->whole() && holding->completedDigest()) return;
-  holding->beginFill();
+  holding->beginFill(segment);
   try {
-    RunCursor cursor(*holding);
+    RunCursor cursor(*holding, segment);
     FillContext context{*holding, cursor, running.counters, running.cancel};
     source.fill(context);
-    if (!holding->whole()) throw Fault(Code::kInternal, "a fill ended before every chunk was there");
+    if (segment ? !holding->wholeSegment(*segment) : !holding->whole()) throw Fault(Code::kInternal, "a fill ended before every chunk was there");
   } catch (const Fault& fault) {
     holding->endFill(&fault);
     throw;
@@ -65,6 +83,44 @@ OrderResult Mover::load(Running& running, const LoadOrder& order) {
   const auto holding = table_.open(running.order.holdingId);
   DiskSource source(order.files, std::clamp(order.threads, 1u, kMaxThreads));
   fill(running, holding, source);
+  OrderResult result;
+  result.objectDigest = holding->complete(nullptr);
+  return result;
+}
+
+OrderResult Mover::arrange(Running& running, const ArrangeOrder& order) {
+  const Descriptor list = openGiven(order.list, "the list of tensors");
+  OrderResult result;
+  result.scanned.emplace();
+  result.scanned->layout = readTensorList(list.get(), order.list.bytes, order.algorithm);
+  const std::vector<uint8_t> layout = encodeLayout(result.scanned->layout);
+  result.layoutDigest = digestOf(Algorithm::kSha256, layout);
+  result.layoutBytes = layout.size();
+  remember(running, table_.openOrCreate(running.order.holdingId, [&] { return layout; }));
+  return result;
+}
+
+OrderResult Mover::copy(Running& running, const CopyOrder& order) {
+  const auto holding = table_.open(running.order.holdingId);
+  if (order.segment >= holding->geometry().segmentCount()) {
+    throw Fault(Code::kInvalidArgument, "holding " + holding->id() + " has no segment " + std::to_string(order.segment))
+        .field("segment").value(std::to_string(order.segment)).limit(std::to_string(holding->geometry().segmentCount() - 1));
+  }
+  Descriptor memory = openGiven(order.memory, "segment " + std::to_string(order.segment));
+  const Layout layout = decodeLayout(holding->readLayout());
+  MemorySource source(std::move(memory), order.segment, gapsOf(layout, order.segment), std::clamp(order.threads, 1u, kMaxThreads));
+  fill(running, holding, source, order.segment);
+  return {};
+}
+
+OrderResult Mover::finish(Running& running) {
+  const auto holding = table_.open(running.order.holdingId);
+  const FillGuard guard(mutex_, filling_, running.order.holdingId);
+  remember(running, holding);
+  if (!holding->whole()) {
+    throw Fault(Code::kInvalidArgument, "holding " + holding->id() + " has " + std::to_string(holding->verifiedBytes()) + " of " + std::to_string(holding->geometry().totalBytes()) + " bytes")
+        .field("holdingId").value(holding->id());
+  }
   OrderResult result;
   result.objectDigest = holding->complete(nullptr);
   return result;

@@ -8,8 +8,9 @@
 
 namespace weightline {
 
-Allocator::Allocator(const Geometry& geometry, std::vector<int> segments)
-    : geometry_(geometry), segments_(std::move(segments)), thread_([this] { run(); }) {}
+Allocator::Allocator(const Geometry& geometry, size_t first, size_t end, std::vector<int> descriptors)
+    : geometry_(geometry), firstSegment_(first), end_(geometry.segmentStart(end)), descriptors_(std::move(descriptors)),
+      allocated_(geometry.segmentStart(first)), target_(allocated_), thread_([this] { run(); }) {}
 
 Allocator::~Allocator() {
   {
@@ -22,9 +23,9 @@ Allocator::~Allocator() {
 
 void Allocator::ensure(uint64_t linearEnd) {
   std::unique_lock lock(mutex_);
-  const uint64_t target = std::min(geometry_.totalBytes(), linearEnd + kAllocationWindowBytes);
+  const uint64_t target = std::min(end_, linearEnd + kAllocationWindowBytes);
   // Waking the thread for every chunk would cost more than it gives: half a window is early enough.
-  if (target > target_ && (linearEnd > allocated_ || target - target_ >= kAllocationWindowBytes / 2 || target == geometry_.totalBytes())) {
+  if (target > target_ && (linearEnd > allocated_ || target - target_ >= kAllocationWindowBytes / 2 || target == end_)) {
     target_ = target;
     wanted_.notify_one();
   }
@@ -43,11 +44,11 @@ double Allocator::waitedSeconds() const {
 
 // Allocates from position `from` to the end of its step or segment; returns where the next step begins.
 uint64_t Allocator::step(uint64_t from) {
-  size_t segment = 0;
+  size_t segment = firstSegment_;
   while (geometry_.segmentStart(segment + 1) <= from) segment++;
   const uint64_t offset = from - geometry_.segmentStart(segment);
   const uint64_t bytes = std::min(kAllocationStepBytes, geometry_.segment(static_cast<uint32_t>(segment)).bytes - offset);
-  while (::fallocate(segments_[segment], 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0) {
+  while (::fallocate(descriptors_[segment - firstSegment_], 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0) {
     if (errno == EINTR) continue;
     throw systemFault(errno, "taking " + std::to_string(bytes) + " bytes of memory for " + geometry_.segment(static_cast<uint32_t>(segment)).path)
         .field("--store").wayOut("evict a model, give the tmpfs a larger size=, or lower --memory-limit below the tmpfs's size");

@@ -25,6 +25,8 @@ class Geometry {
   uint64_t chunkBytes() const { return chunkBytes_; }
   size_t segmentCount() const { return segments_.size(); }
   const Segment& segment(uint32_t index) const { return segments_[index]; }
+  // Number of a segment's first chunk; `segmentCount()` gives the count of chunks.
+  uint64_t firstChunk(size_t segment) const { return firstChunk_[segment]; }
   // `chunk` must be below chunkCount().
   Place place(uint64_t chunk) const;
   // Bytes of all segments before the end of `chunk`: a position in the order in which chunks are filled.

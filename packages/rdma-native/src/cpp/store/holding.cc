@@ -102,6 +102,13 @@ bool Holding::verified(uint64_t chunk) const {
   return (byte >> (chunk % 8) & 1) != 0;
 }
 
+bool Holding::wholeSegment(uint32_t segment) const {
+  for (uint64_t chunk = geometry_.firstChunk(segment); chunk < geometry_.firstChunk(segment + 1); chunk++) {
+    if (!verified(chunk)) return false;
+  }
+  return true;
+}
+
 DigestValue Holding::digest(uint64_t chunk) const {
   DigestValue value{};
   std::memcpy(value.data(), digests_.data() + chunk * digestBytes_, digestBytes_);
@@ -116,22 +123,25 @@ std::string Holding::segmentPath(uint32_t segment) const {
   return kFiles + std::string(number);
 }
 
-void Holding::beginFill() {
+void Holding::beginFill(std::optional<uint32_t> only) {
   std::lock_guard lock(mutex_);
   if (allocator_) throw Fault(Code::kInUse, "holding " + id_ + " is being filled already").field("holdingId").value(id_);
   failed_.reset();
   writers_.clear();
+  writers_.resize(geometry_.segmentCount());
   std::vector<int> descriptors;
-  for (uint32_t i = 0; i < geometry_.segmentCount(); i++) {
+  const auto first = only.value_or(0);
+  const auto end = only ? *only + 1 : static_cast<uint32_t>(geometry_.segmentCount());
+  for (uint32_t i = first; i < end; i++) {
     const std::string path = segmentPath(i);
     files::makeParents(folder_.get(), path);
-    writers_.push_back(files::openBelow(folder_.get(), path, O_RDWR | O_CREAT, 0644));
-    const int fd = writers_.back().get();
+    writers_[i] = files::openBelow(folder_.get(), path, O_RDWR | O_CREAT, 0644);
+    const int fd = writers_[i].get();
     const uint64_t bytes = geometry_.segment(i).bytes;
     if (files::sizeOf(fd) != bytes && ::ftruncate(fd, static_cast<off_t>(bytes)) != 0) throw systemFault(errno, "sizing " + path);
     descriptors.push_back(fd);
   }
-  allocator_ = std::make_unique<Allocator>(geometry_, std::move(descriptors));
+  allocator_ = std::make_unique<Allocator>(geometry_, first, end, std::move(descriptors));
 }
 
 void Holding::endFill(const Fault* fault) {
@@ -246,6 +256,25 @@ std::span<const uint8_t> Holding::bytes(uint64_t chunk) {
     mappings_[at.segment] = files::Mapping(fd, bytes, false);
   }
   return {mappings_[at.segment].data() + at.offset, at.bytes};
+}
+
+void Holding::beginRelay() {
+  int64_t origin = 0;
+  originHeardNs_.compare_exchange_strong(origin, std::chrono::steady_clock::now().time_since_epoch().count());
+}
+
+void Holding::heardOfOrigin(std::chrono::steady_clock::time_point at) {
+  const int64_t heard = at.time_since_epoch().count();
+  int64_t before = originHeardNs_.load();
+  while (before < heard && !originHeardNs_.compare_exchange_weak(before, heard)) {
+  }
+}
+
+std::chrono::milliseconds Holding::sinceOrigin() const {
+  const int64_t heard = originHeardNs_.load();
+  if (heard == 0) return std::chrono::milliseconds(0);
+  const auto since = std::chrono::steady_clock::now().time_since_epoch() - std::chrono::steady_clock::duration(heard);
+  return std::max(std::chrono::milliseconds(0), std::chrono::duration_cast<std::chrono::milliseconds>(since));
 }
 
 void Holding::retire(const std::string& why) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -45,10 +46,12 @@ class Holding {
   bool verified(uint64_t chunk) const;
   uint64_t verifiedBytes() const { return verifiedBytes_.load(std::memory_order_relaxed); }
   bool whole() const { return verifiedBytes() == geometry_.totalBytes(); }
+  // True when every chunk of the segment is verified.
+  bool wholeSegment(uint32_t segment) const;
   DigestValue digest(uint64_t chunk) const;
 
-  // Filling. beginFill opens the segments for writing and starts allocating; one fill at a time.
-  void beginFill();
+  // Filling. beginFill opens the segments for writing, all or one of them, and starts allocating; one fill at a time.
+  void beginFill(std::optional<uint32_t> only = std::nullopt);
   // Closes the writers. Children that wait are told when `fault` is given.
   void endFill(const Fault* fault);
   // Writes consecutive proved chunks of one segment and marks them. `digests` has one for each.
@@ -71,6 +74,12 @@ class Holding {
   bool waitComplete(int waitMs);
   // Bytes of a verified chunk in a read-only mapping that lives as long as the holding.
   std::span<const uint8_t> bytes(uint64_t chunk);
+  // Of a holding that is filled from a peer: when its origin was last heard of, by way of the parents. The origin's own is
+  // always heard of. What relays only tell each other would never end otherwise.
+  void beginRelay();
+  bool relay() const { return originHeardNs_.load() != 0; }
+  void heardOfOrigin(std::chrono::steady_clock::time_point at);
+  std::chrono::milliseconds sinceOrigin() const;
   // Wakes everyone and refuses further serving: evict, revoke.
   void retire(const std::string& why);
   void unretire();
@@ -103,6 +112,7 @@ class Holding {
   mutable std::mutex mutex_;
   std::condition_variable arrived_;
   std::atomic<int> waiters_{0};
+  std::atomic<int64_t> originHeardNs_{0};  // steady clock; 0: this is the origin
   std::vector<Descriptor> writers_;
   mutable std::vector<Descriptor> readers_;
   std::vector<files::Mapping> mappings_;

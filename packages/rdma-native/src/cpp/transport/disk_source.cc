@@ -8,20 +8,12 @@
 #include <cerrno>
 #include <cstring>
 
-#include "transport/connection.h"
-
 namespace weightline {
 
 namespace {
 
-// One read: large enough that system calls do not count, small enough to stay in the cache for the digest.
-constexpr uint32_t kReadBytes = 1 << 20;
 // Network file systems lose their handle when a server fails over; a few reopenings are enough to know better.
 constexpr int kStaleRetries = 3;
-
-uint64_t nanosecondsSince(Clock::time_point start) {
-  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count());
-}
 
 Fault changed(const SourceFile& file, const std::string& how) {
   return Fault(Code::kRefused, file.source + " changed while it was loaded: " + how)
@@ -35,36 +27,8 @@ void DiskSource::fill(FillContext& context) {
     throw Fault(Code::kInvalidArgument, "a load needs one file for each of " + std::to_string(context.holding.geometry().segmentCount()) + " segments, not " + std::to_string(files_.size())).field("files");
   }
   open_ = std::vector<Open>(files_.size());
-  runThreads(threads_, context.cancel, [&](unsigned) { work(context); });
+  readAll(context);
   for (uint32_t i = 0; i < files_.size(); i++) checkUnchanged(i, descriptorOf(i));
-}
-
-void DiskSource::work(FillContext& context) {
-  const Geometry& geometry = context.holding.geometry();
-  const auto perRead = static_cast<uint32_t>(std::max<uint64_t>(1, kReadBytes / geometry.chunkBytes()));
-  std::vector<uint8_t> buffer(perRead * geometry.chunkBytes());
-  std::vector<DigestValue> digests;
-  for (Run run = context.cursor.next(perRead); run.count > 0; run = context.cursor.next(perRead)) {
-    context.cancel.check();
-    const Geometry::Place first = geometry.place(run.first);
-    const Geometry::Place last = geometry.place(run.first + run.count - 1);
-    const std::span<uint8_t> bytes(buffer.data(), last.offset + last.bytes - first.offset);
-    auto start = Clock::now();
-    readPiece(first.segment, bytes, first.offset);
-    context.counters.wireNs += nanosecondsSince(start);
-    context.counters.readBytes += bytes.size();
-    start = Clock::now();
-    digests.clear();
-    for (uint32_t i = 0; i < run.count; i++) {
-      const Geometry::Place at = geometry.place(run.first + i);
-      digests.push_back(digestOf(context.holding.algorithm(), bytes.subspan(at.offset - first.offset, at.bytes)));
-    }
-    context.counters.verifyNs += nanosecondsSince(start);
-    start = Clock::now();
-    context.holding.writeChunks(run.first, bytes, digests);
-    context.counters.storeNs += nanosecondsSince(start);
-    context.counters.verifiedChunks += run.count;
-  }
 }
 
 int DiskSource::descriptorOf(uint32_t segment) {
@@ -96,7 +60,7 @@ int DiskSource::reopen(uint32_t segment) {
   return descriptorOf(segment);
 }
 
-void DiskSource::readPiece(uint32_t segment, std::span<uint8_t> into, uint64_t offset) {
+void DiskSource::read(uint32_t segment, std::span<uint8_t> into, uint64_t offset) {
   const SourceFile& file = files_[segment];
   int descriptor = descriptorOf(segment);
   size_t done = 0;

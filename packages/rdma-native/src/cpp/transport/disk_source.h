@@ -5,15 +5,15 @@
 
 #include "base/descriptor.h"
 #include "model/scan.h"
-#include "transport/source.h"
+#include "transport/reading_source.h"
 
 namespace weightline {
 
 // Reads with pread only: a source file is never mapped. A file that is not the one that was scanned ends the fill.
-class DiskSource : public Source {
+class DiskSource : public ReadingSource {
  public:
   // `files` has one entry for each segment, in order.
-  DiskSource(std::vector<SourceFile> files, unsigned threads) : files_(std::move(files)), threads_(threads) {}
+  DiskSource(std::vector<SourceFile> files, unsigned threads) : ReadingSource(threads), files_(std::move(files)) {}
   void fill(FillContext& context) override;
 
  private:
@@ -21,14 +21,12 @@ class DiskSource : public Source {
     std::mutex mutex;
     Descriptor descriptor;
   };
-  void work(FillContext& context);
   int descriptorOf(uint32_t segment);
   int reopen(uint32_t segment);
-  void readPiece(uint32_t segment, std::span<uint8_t> into, uint64_t offset);
+  void read(uint32_t segment, std::span<uint8_t> into, uint64_t offset) override;
   void checkUnchanged(uint32_t segment, int descriptor) const;
 
   const std::vector<SourceFile> files_;
-  const unsigned threads_;
   std::vector<Open> open_;
 };
 

@@ -25,8 +25,10 @@ T get(const uint8_t* at) {
 
 void putU16(uint8_t* at, uint16_t value) { put(at, value); }
 void putU32(uint8_t* at, uint32_t value) { put(at, value); }
+void putU64(uint8_t* at, uint64_t value) { put(at, value); }
 uint16_t getU16(const uint8_t* at) { return get<uint16_t>(at); }
 uint32_t getU32(const uint8_t* at) { return get<uint32_t>(at); }
+uint64_t getU64(const uint8_t* at) { return get<uint64_t>(at); }
 
 FrameBytes encodeFrame(const FrameHeader& header) {
   FrameBytes bytes{};

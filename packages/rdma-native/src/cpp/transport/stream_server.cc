@@ -224,9 +224,12 @@ void StreamServer::serveHolding(Session& session, Holding& holding, const Grant&
         if (Clock::now() - heard >= std::chrono::milliseconds(kChildStallMs)) return;
         continue;
       }
-      if (Clock::now() - said >= std::chrono::milliseconds(kWaitingWordMs)) {
-        const uint64_t chunk = wanted.empty() ? holding.geometry().chunkCount() : wanted.front().first;
-        session.connection.sendFrame({FrameType::kWaiting, 0, chunk, {}}, {}, kChildStallMs, session.cancel);
+      const auto sinceSaid = Clock::now() - said;
+      const bool news = sinceSaid >= kOriginWordMin && holding.sinceOrigin() < sinceSaid;
+      if (sinceSaid >= std::chrono::milliseconds(kWaitingWordMs) || (holding.relay() && news)) {
+        FrameHeader word{FrameType::kWaiting, 0, wanted.empty() ? holding.geometry().chunkCount() : wanted.front().first, {}};
+        putU64(word.digest.data(), static_cast<uint64_t>(holding.sinceOrigin().count()));
+        session.connection.sendFrame(word, {}, kChildStallMs, session.cancel);
         said = Clock::now();
       }
     }

@@ -24,6 +24,8 @@ inline constexpr size_t kMaxWaitingTickets = 4096;
 inline constexpr int kChildStallMs = 30'000;
 // How often a parent that must wait says so.
 inline constexpr int kWaitingWordMs = 1000;
+// Sooner when something was heard of the origin meanwhile, so that it passes a long chain in time; never more often than this.
+inline constexpr std::chrono::milliseconds kOriginWordMin{100};
 
 struct ServedCount {
   std::string holdingId, child;

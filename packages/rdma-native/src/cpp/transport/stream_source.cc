@@ -73,6 +73,7 @@ class StreamSource::Stream {
       }
       if (header.type == FrameType::kWaiting) {
         parentWaits_ = true;
+        hearOfOrigin(header);
         continue;
       }
       parentWaits_ = false;
@@ -80,6 +81,9 @@ class StreamSource::Stream {
       return header;
     }
   }
+
+  // From now on what is heard of the origin counts for the holding.
+  void fillInto(Holding& holding) { holding_ = &holding; }
 
   // Exactly the payload. What the kernel has beyond it of the next header is taken along: one call for each chunk.
   void receivePayload(std::span<uint8_t> payload, FillCounters& counters, const Cancel& cancel) {
@@ -121,6 +125,16 @@ class StreamSource::Stream {
     }
   }
 
+  // A parent that waits tells how long ago it heard of the origin. Relays that wait for each other hear of nobody.
+  void hearOfOrigin(const FrameHeader& header) {
+    const auto since = std::chrono::milliseconds(std::min<uint64_t>(getU64(header.digest.data()), kMaxOriginAgeMs));
+    if (holding_ != nullptr) holding_->heardOfOrigin(Clock::now() - since);
+    if (since > kOriginSilence) {
+      throw Fault(Code::kUnavailable, "the peer " + peer_.endpoint + " waits for an origin that was last heard of " + std::to_string(since.count()) + " ms ago")
+          .field("peer").value(peer_.endpoint).limit(std::to_string(kOriginSilence.count()) + " ms");
+    }
+  }
+
   [[noreturn]] void throwFailed(const FrameHeader& header, FillCounters& counters, const Cancel& cancel) {
     std::string text(header.payloadBytes, '\0');
     receivePayload({reinterpret_cast<uint8_t*>(text.data()), text.size()}, counters, cancel);
@@ -130,6 +144,7 @@ class StreamSource::Stream {
   }
 
   const StreamPeer& peer_;
+  Holding* holding_ = nullptr;
   Connection connection_;
   FrameBytes header_{};
   size_t headerBytes_ = 0;
@@ -210,6 +225,7 @@ class Expected {
 }  // namespace
 
 void StreamSource::fill(FillContext& context) {
+  context.holding.beginRelay();
   firstStream(context.cancel);
   const Geometry& geometry = context.holding.geometry();
   const auto perRequest = static_cast<uint32_t>(std::clamp<uint64_t>(kRequestBytes / geometry.chunkBytes(), 1, kMaxChunksPerGet));
@@ -217,6 +233,7 @@ void StreamSource::fill(FillContext& context) {
   std::function<void()> sayRefused;
   const auto work = [&](unsigned index) {
     const auto stream = index == 0 ? first_ : std::make_shared<Stream>(peer_, peer_.tickets[index], context.cancel);
+    stream->fillInto(context.holding);
     std::vector<uint8_t> buffer(geometry.chunkBytes());
     Expected expected;
     while (true) {
@@ -253,6 +270,7 @@ void StreamSource::fill(FillContext& context) {
       context.holding.writeChunks(chunk, payload, std::span(&digest, 1));
       context.counters.storeNs += nanoseconds(Clock::now() - start);
       context.counters.verifiedChunks++;
+      context.holding.heardOfOrigin(Clock::now());
       expected.pop();
     }
   };

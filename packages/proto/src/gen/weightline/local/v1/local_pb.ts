@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file weightline/local/v1/local.proto.
  */
 export const file_weightline_local_v1_local: GenFile = /*@__PURE__*/
-  fileDesc("Ch93ZWlnaHRsaW5lL2xvY2FsL3YxL2xvY2FsLnByb3RvEhN3ZWlnaHRsaW5lLmxvY2FsLnYxIp8BCgZXYW50ZWQSMwoFbW9kZWwYASABKAsyIi53ZWlnaHRsaW5lLmxvY2FsLnYxLk1vZGVsUmV2aXNpb25IABI1CghpZGVudGl0eRgCIAEoCzIhLm1vZGVsX2V4cHJlc3MucDJwLlNvdXJjZUlkZW50aXR5SAASEwoJc291cmNlX2lkGAMgASgJSAASDAoEcmFuaxgEIAEoDUIGCgRuYW1lIjUKDU1vZGVsUmV2aXNpb24SEgoKbW9kZWxfbmFtZRgBIAEoCRIQCghyZXZpc2lvbhgCIAEoCSJQCg5BY3F1aXJlUmVxdWVzdBIrCgZ3YW50ZWQYASABKAsyGy53ZWlnaHRsaW5lLmxvY2FsLnYxLldhbnRlZBIRCgl0aW1lb3V0X3MYAiABKAEiTgoQRGVzY3JpcHRvclRpY2tldBIKCgJpZBgBIAEoDBIOCgZzZWNyZXQYAiABKAwSDgoGc29ja2V0GAMgASgJEg4KBnR0bF9tcxgEIAEoDSKlAQoESGVsZBIQCghsZWFzZV9pZBgBIAEoCRIuCgdob2xkaW5nGAIgASgLMh0ud2VpZ2h0bGluZS5jb21tb24udjEuSG9sZGluZxI1CgZ0aWNrZXQYAyABKAsyJS53ZWlnaHRsaW5lLmxvY2FsLnYxLkRlc2NyaXB0b3JUaWNrZXQSDwoHb3V0Y29tZRgEIAEoCRITCgtkZXNjcmlwdG9ycxgFIAEoDSJ9Cg9BY3F1aXJlUmVzcG9uc2USNgoIcHJvZ3Jlc3MYASABKAsyIi53ZWlnaHRsaW5lLmNvbW1vbi52MS5GaWxsUHJvZ3Jlc3NIABIpCgRoZWxkGAIgASgLMhkud2VpZ2h0bGluZS5sb2NhbC52MS5IZWxkSABCBwoFZXZlbnQiIQoNQXR0YWNoUmVxdWVzdBIQCghsZWFzZV9pZBgBIAEoCSI5Cg5BdHRhY2hSZXNwb25zZRInCgRoZWxkGAEgASgLMhkud2VpZ2h0bGluZS5sb2NhbC52MS5IZWxkIiIKDlJlbGVhc2VSZXF1ZXN0EhAKCGxlYXNlX2lkGAEgASgJIiMKD1JlbGVhc2VSZXNwb25zZRIQCghyZWxlYXNlZBgBIAEoCCIPCg1TdGF0dXNSZXF1ZXN0ItoCCg5TdGF0dXNSZXNwb25zZRIMCgRub2RlGAEgASgJEg0KBWVwb2NoGAIgASgEEi4KBXN0YXRlGAMgASgOMh8ud2VpZ2h0bGluZS5jb21tb24udjEuTm9kZVN0YXRlEg8KB3ZlcnNpb24YBCABKAkSLAoGbWVtb3J5GAUgASgLMhwud2VpZ2h0bGluZS5jb21tb24udjEuTWVtb3J5Ei8KCGhvbGRpbmdzGAYgAygLMh0ud2VpZ2h0bGluZS5jb21tb24udjEuSG9sZGluZxIOCgZsZWFzZXMYByABKA0SEQoJbm90X3JlYWR5GAggAygJEhUKDWNvbnRyb2xfcGxhbmUYCSABKAkSDwoHYWRkcmVzcxgKIAEoCRIUCgxkYXRhX2FkZHJlc3MYCyABKAkSEgoKcHJvdGVjdGlvbhgMIAEoCRIWCg5tb3Zlcl9yZXN0YXJ0cxgNIAEoBCJgCgtMb2FkUmVxdWVzdBIMCgRwYXRoGAEgASgJEhIKCm1vZGVsX25hbWUYAiABKAkSEAoIcmV2aXNpb24YAyABKAkSDAoEcmFuaxgEIAEoDRIPCgdyZXBsYWNlGAUgASgIIn4KDExvYWRSZXNwb25zZRI2Cghwcm9ncmVzcxgBIAEoCzIiLndlaWdodGxpbmUuY29tbW9uLnYxLkZpbGxQcm9ncmVzc0gAEi0KBmxvYWRlZBgCIAEoCzIbLndlaWdodGxpbmUubG9jYWwudjEuTG9hZGVkSABCBwoFZXZlbnQiswEKBkxvYWRlZBIRCglzb3VyY2VfaWQYASABKAkSLgoHaG9sZGluZxgCIAEoCzIdLndlaWdodGxpbmUuY29tbW9uLnYxLkhvbGRpbmcSFQoNaWdub3JlZF9maWxlcxgDIAMoCRIQCgh3YXJuaW5ncxgEIAMoCRIVCg1leHRyYV90ZW5zb3JzGAUgASgEEhQKDGFscmVhZHlfaGVsZBgGIAEoCBIQCghyZXZpc2lvbhgHIAEoCSI6CgtQdWxsUmVxdWVzdBIrCgZ3YW50ZWQYASABKAsyGy53ZWlnaHRsaW5lLmxvY2FsLnYxLldhbnRlZCJ+CgxQdWxsUmVzcG9uc2USNgoIcHJvZ3Jlc3MYASABKAsyIi53ZWlnaHRsaW5lLmNvbW1vbi52MS5GaWxsUHJvZ3Jlc3NIABItCgZwdWxsZWQYAiABKAsyGy53ZWlnaHRsaW5lLmxvY2FsLnYxLlB1bGxlZEgAQgcKBWV2ZW50IkkKBlB1bGxlZBIuCgdob2xkaW5nGAEgASgLMh0ud2VpZ2h0bGluZS5jb21tb24udjEuSG9sZGluZxIPCgdvdXRjb21lGAIgASgJIkoKDEV2aWN0UmVxdWVzdBIrCgZ3YW50ZWQYASABKAsyGy53ZWlnaHRsaW5lLmxvY2FsLnYxLldhbnRlZBINCgVmb3JjZRgCIAEoCCJQCg1FdmljdFJlc3BvbnNlEhMKC2hvbGRpbmdfaWRzGAEgAygJEhMKC2ZyZWVkX2J5dGVzGAIgASgEEhUKDXBlbmRpbmdfYnl0ZXMYAyABKAQiDgoMRHJhaW5SZXF1ZXN0Ig8KDURyYWluUmVzcG9uc2UiEgoQVHJhbnNmZXJzUmVxdWVzdCJGChFUcmFuc2ZlcnNSZXNwb25zZRIxCgl0cmFuc2ZlcnMYASADKAsyHi53ZWlnaHRsaW5lLmNvbW1vbi52MS5UcmFuc2ZlcjL8BQoMQWdlbnRTZXJ2aWNlElYKB0FjcXVpcmUSIy53ZWlnaHRsaW5lLmxvY2FsLnYxLkFjcXVpcmVSZXF1ZXN0GiQud2VpZ2h0bGluZS5sb2NhbC52MS5BY3F1aXJlUmVzcG9uc2UwARJRCgZBdHRhY2gSIi53ZWlnaHRsaW5lLmxvY2FsLnYxLkF0dGFjaFJlcXVlc3QaIy53ZWlnaHRsaW5lLmxvY2FsLnYxLkF0dGFjaFJlc3BvbnNlElQKB1JlbGVhc2USIy53ZWlnaHRsaW5lLmxvY2FsLnYxLlJlbGVhc2VSZXF1ZXN0GiQud2VpZ2h0bGluZS5sb2NhbC52MS5SZWxlYXNlUmVzcG9uc2USUQoGU3RhdHVzEiIud2VpZ2h0bGluZS5sb2NhbC52MS5TdGF0dXNSZXF1ZXN0GiMud2VpZ2h0bGluZS5sb2NhbC52MS5TdGF0dXNSZXNwb25zZRJaCglUcmFuc2ZlcnMSJS53ZWlnaHRsaW5lLmxvY2FsLnYxLlRyYW5zZmVyc1JlcXVlc3QaJi53ZWlnaHRsaW5lLmxvY2FsLnYxLlRyYW5zZmVyc1Jlc3BvbnNlEk0KBExvYWQSIC53ZWlnaHRsaW5lLmxvY2FsLnYxLkxvYWRSZXF1ZXN0GiEud2VpZ2h0bGluZS5sb2NhbC52MS5Mb2FkUmVzcG9uc2UwARJNCgRQdWxsEiAud2VpZ2h0bGluZS5sb2NhbC52MS5QdWxsUmVxdWVzdBohLndlaWdodGxpbmUubG9jYWwudjEuUHVsbFJlc3BvbnNlMAESTgoFRXZpY3QSIS53ZWlnaHRsaW5lLmxvY2FsLnYxLkV2aWN0UmVxdWVzdBoiLndlaWdodGxpbmUubG9jYWwudjEuRXZpY3RSZXNwb25zZRJOCgVEcmFpbhIhLndlaWdodGxpbmUubG9jYWwudjEuRHJhaW5SZXF1ZXN0GiIud2VpZ2h0bGluZS5sb2NhbC52MS5EcmFpblJlc3BvbnNlYgZwcm90bzM", [file_model_express_p2p, file_weightline_common_v1_common]);
+  fileDesc("Ch93ZWlnaHRsaW5lL2xvY2FsL3YxL2xvY2FsLnByb3RvEhN3ZWlnaHRsaW5lLmxvY2FsLnYxIp8BCgZXYW50ZWQSMwoFbW9kZWwYASABKAsyIi53ZWlnaHRsaW5lLmxvY2FsLnYxLk1vZGVsUmV2aXNpb25IABI1CghpZGVudGl0eRgCIAEoCzIhLm1vZGVsX2V4cHJlc3MucDJwLlNvdXJjZUlkZW50aXR5SAASEwoJc291cmNlX2lkGAMgASgJSAASDAoEcmFuaxgEIAEoDUIGCgRuYW1lIjUKDU1vZGVsUmV2aXNpb24SEgoKbW9kZWxfbmFtZRgBIAEoCRIQCghyZXZpc2lvbhgCIAEoCSJQCg5BY3F1aXJlUmVxdWVzdBIrCgZ3YW50ZWQYASABKAsyGy53ZWlnaHRsaW5lLmxvY2FsLnYxLldhbnRlZBIRCgl0aW1lb3V0X3MYAiABKAEiTgoQRGVzY3JpcHRvclRpY2tldBIKCgJpZBgBIAEoDBIOCgZzZWNyZXQYAiABKAwSDgoGc29ja2V0GAMgASgJEg4KBnR0bF9tcxgEIAEoDSKlAQoESGVsZBIQCghsZWFzZV9pZBgBIAEoCRIuCgdob2xkaW5nGAIgASgLMh0ud2VpZ2h0bGluZS5jb21tb24udjEuSG9sZGluZxI1CgZ0aWNrZXQYAyABKAsyJS53ZWlnaHRsaW5lLmxvY2FsLnYxLkRlc2NyaXB0b3JUaWNrZXQSDwoHb3V0Y29tZRgEIAEoCRITCgtkZXNjcmlwdG9ycxgFIAEoDSJ9Cg9BY3F1aXJlUmVzcG9uc2USNgoIcHJvZ3Jlc3MYASABKAsyIi53ZWlnaHRsaW5lLmNvbW1vbi52MS5GaWxsUHJvZ3Jlc3NIABIpCgRoZWxkGAIgASgLMhkud2VpZ2h0bGluZS5sb2NhbC52MS5IZWxkSABCBwoFZXZlbnQiIQoNQXR0YWNoUmVxdWVzdBIQCghsZWFzZV9pZBgBIAEoCSI5Cg5BdHRhY2hSZXNwb25zZRInCgRoZWxkGAEgASgLMhkud2VpZ2h0bGluZS5sb2NhbC52MS5IZWxkIiIKDlJlbGVhc2VSZXF1ZXN0EhAKCGxlYXNlX2lkGAEgASgJIiMKD1JlbGVhc2VSZXNwb25zZRIQCghyZWxlYXNlZBgBIAEoCCIPCg1TdGF0dXNSZXF1ZXN0ItoCCg5TdGF0dXNSZXNwb25zZRIMCgRub2RlGAEgASgJEg0KBWVwb2NoGAIgASgEEi4KBXN0YXRlGAMgASgOMh8ud2VpZ2h0bGluZS5jb21tb24udjEuTm9kZVN0YXRlEg8KB3ZlcnNpb24YBCABKAkSLAoGbWVtb3J5GAUgASgLMhwud2VpZ2h0bGluZS5jb21tb24udjEuTWVtb3J5Ei8KCGhvbGRpbmdzGAYgAygLMh0ud2VpZ2h0bGluZS5jb21tb24udjEuSG9sZGluZxIOCgZsZWFzZXMYByABKA0SEQoJbm90X3JlYWR5GAggAygJEhUKDWNvbnRyb2xfcGxhbmUYCSABKAkSDwoHYWRkcmVzcxgKIAEoCRIUCgxkYXRhX2FkZHJlc3MYCyABKAkSEgoKcHJvdGVjdGlvbhgMIAEoCRIWCg5tb3Zlcl9yZXN0YXJ0cxgNIAEoBCJgCgtMb2FkUmVxdWVzdBIMCgRwYXRoGAEgASgJEhIKCm1vZGVsX25hbWUYAiABKAkSEAoIcmV2aXNpb24YAyABKAkSDAoEcmFuaxgEIAEoDRIPCgdyZXBsYWNlGAUgASgIIn4KDExvYWRSZXNwb25zZRI2Cghwcm9ncmVzcxgBIAEoCzIiLndlaWdodGxpbmUuY29tbW9uLnYxLkZpbGxQcm9ncmVzc0gAEi0KBmxvYWRlZBgCIAEoCzIbLndlaWdodGxpbmUubG9jYWwudjEuTG9hZGVkSABCBwoFZXZlbnQiswEKBkxvYWRlZBIRCglzb3VyY2VfaWQYASABKAkSLgoHaG9sZGluZxgCIAEoCzIdLndlaWdodGxpbmUuY29tbW9uLnYxLkhvbGRpbmcSFQoNaWdub3JlZF9maWxlcxgDIAMoCRIQCgh3YXJuaW5ncxgEIAMoCRIVCg1leHRyYV90ZW5zb3JzGAUgASgEEhQKDGFscmVhZHlfaGVsZBgGIAEoCBIQCghyZXZpc2lvbhgHIAEoCSI6CgtQdWxsUmVxdWVzdBIrCgZ3YW50ZWQYASABKAsyGy53ZWlnaHRsaW5lLmxvY2FsLnYxLldhbnRlZCJ+CgxQdWxsUmVzcG9uc2USNgoIcHJvZ3Jlc3MYASABKAsyIi53ZWlnaHRsaW5lLmNvbW1vbi52MS5GaWxsUHJvZ3Jlc3NIABItCgZwdWxsZWQYAiABKAsyGy53ZWlnaHRsaW5lLmxvY2FsLnYxLlB1bGxlZEgAQgcKBWV2ZW50IkkKBlB1bGxlZBIuCgdob2xkaW5nGAEgASgLMh0ud2VpZ2h0bGluZS5jb21tb24udjEuSG9sZGluZxIPCgdvdXRjb21lGAIgASgJIkoKDEV2aWN0UmVxdWVzdBIrCgZ3YW50ZWQYASABKAsyGy53ZWlnaHRsaW5lLmxvY2FsLnYxLldhbnRlZBINCgVmb3JjZRgCIAEoCCJQCg1FdmljdFJlc3BvbnNlEhMKC2hvbGRpbmdfaWRzGAEgAygJEhMKC2ZyZWVkX2J5dGVzGAIgASgEEhUKDXBlbmRpbmdfYnl0ZXMYAyABKAQiDgoMRHJhaW5SZXF1ZXN0Ig8KDURyYWluUmVzcG9uc2UiEgoQVHJhbnNmZXJzUmVxdWVzdCJGChFUcmFuc2ZlcnNSZXNwb25zZRIxCgl0cmFuc2ZlcnMYASADKAsyHi53ZWlnaHRsaW5lLmNvbW1vbi52MS5UcmFuc2ZlciJ5CgxPZmZlclJlcXVlc3QSMwoIaWRlbnRpdHkYASABKAsyIS5tb2RlbF9leHByZXNzLnAycC5Tb3VyY2VJZGVudGl0eRIMCgRyYW5rGAIgASgNEg0KBWFsb25lGAMgASgIEhcKD3N0YWxsX3RpbWVvdXRfcxgEIAEoASJYCg1PZmZlclJlc3BvbnNlEhAKCG9mZmVyX2lkGAEgASgJEjUKBnRpY2tldBgCIAEoCzIlLndlaWdodGxpbmUubG9jYWwudjEuRGVzY3JpcHRvclRpY2tldCIkChBTZWFsT2ZmZXJSZXF1ZXN0EhAKCG9mZmVyX2lkGAEgASgJIjwKEVNlYWxPZmZlclJlc3BvbnNlEicKBGhlbGQYASABKAsyGS53ZWlnaHRsaW5lLmxvY2FsLnYxLkhlbGQiKAoUV2l0aGRyYXdPZmZlclJlcXVlc3QSEAoIb2ZmZXJfaWQYASABKAkiKgoVV2l0aGRyYXdPZmZlclJlc3BvbnNlEhEKCXdpdGhkcmF3bhgBIAEoCDKQCAoMQWdlbnRTZXJ2aWNlElYKB0FjcXVpcmUSIy53ZWlnaHRsaW5lLmxvY2FsLnYxLkFjcXVpcmVSZXF1ZXN0GiQud2VpZ2h0bGluZS5sb2NhbC52MS5BY3F1aXJlUmVzcG9uc2UwARJRCgZBdHRhY2gSIi53ZWlnaHRsaW5lLmxvY2FsLnYxLkF0dGFjaFJlcXVlc3QaIy53ZWlnaHRsaW5lLmxvY2FsLnYxLkF0dGFjaFJlc3BvbnNlElQKB1JlbGVhc2USIy53ZWlnaHRsaW5lLmxvY2FsLnYxLlJlbGVhc2VSZXF1ZXN0GiQud2VpZ2h0bGluZS5sb2NhbC52MS5SZWxlYXNlUmVzcG9uc2USUQoGU3RhdHVzEiIud2VpZ2h0bGluZS5sb2NhbC52MS5TdGF0dXNSZXF1ZXN0GiMud2VpZ2h0bGluZS5sb2NhbC52MS5TdGF0dXNSZXNwb25zZRJaCglUcmFuc2ZlcnMSJS53ZWlnaHRsaW5lLmxvY2FsLnYxLlRyYW5zZmVyc1JlcXVlc3QaJi53ZWlnaHRsaW5lLmxvY2FsLnYxLlRyYW5zZmVyc1Jlc3BvbnNlEk0KBExvYWQSIC53ZWlnaHRsaW5lLmxvY2FsLnYxLkxvYWRSZXF1ZXN0GiEud2VpZ2h0bGluZS5sb2NhbC52MS5Mb2FkUmVzcG9uc2UwARJNCgRQdWxsEiAud2VpZ2h0bGluZS5sb2NhbC52MS5QdWxsUmVxdWVzdBohLndlaWdodGxpbmUubG9jYWwudjEuUHVsbFJlc3BvbnNlMAESTgoFRXZpY3QSIS53ZWlnaHRsaW5lLmxvY2FsLnYxLkV2aWN0UmVxdWVzdBoiLndlaWdodGxpbmUubG9jYWwudjEuRXZpY3RSZXNwb25zZRJOCgVEcmFpbhIhLndlaWdodGxpbmUubG9jYWwudjEuRHJhaW5SZXF1ZXN0GiIud2VpZ2h0bGluZS5sb2NhbC52MS5EcmFpblJlc3BvbnNlEk4KBU9mZmVyEiEud2VpZ2h0bGluZS5sb2NhbC52MS5PZmZlclJlcXVlc3QaIi53ZWlnaHRsaW5lLmxvY2FsLnYxLk9mZmVyUmVzcG9uc2USWgoJU2VhbE9mZmVyEiUud2VpZ2h0bGluZS5sb2NhbC52MS5TZWFsT2ZmZXJSZXF1ZXN0GiYud2VpZ2h0bGluZS5sb2NhbC52MS5TZWFsT2ZmZXJSZXNwb25zZRJmCg1XaXRoZHJhd09mZmVyEikud2VpZ2h0bGluZS5sb2NhbC52MS5XaXRoZHJhd09mZmVyUmVxdWVzdBoqLndlaWdodGxpbmUubG9jYWwudjEuV2l0aGRyYXdPZmZlclJlc3BvbnNlYgZwcm90bzM", [file_model_express_p2p, file_weightline_common_v1_common]);
 
 /**
  * A model by the name that `load` gives it, or any identity.
@@ -164,7 +164,7 @@ export type Held = Message<"weightline.local.v1.Held"> & {
   ticket?: DescriptorTicket | undefined;
 
   /**
-   * "held": no byte moved; "received": it came from a peer; "waited": another caller's fill.
+   * "held": no byte moved; "received": it came from a peer; "waited": another caller's fill; "offered": from the caller's own offer.
    *
    * @generated from field: string outcome = 4;
    */
@@ -683,6 +683,143 @@ export const TransfersResponseSchema: GenMessage<TransfersResponse> = /*@__PURE_
   messageDesc(file_weightline_local_v1_local, 23);
 
 /**
+ * Begins an offer: the caller's tensors become a holding. The bytes themselves come by the descriptor socket, first the
+ * list of tensors, then one memfd for each segment (docs/local-api.md).
+ *
+ * @generated from message weightline.local.v1.OfferRequest
+ */
+export type OfferRequest = Message<"weightline.local.v1.OfferRequest"> & {
+  /**
+   * @generated from field: model_express.p2p.SourceIdentity identity = 1;
+   */
+  identity?: SourceIdentity | undefined;
+
+  /**
+   * @generated from field: uint32 rank = 2;
+   */
+  rank: number;
+
+  /**
+   * Offer it although this node holds or fills that name already. Two objects under one name are kept apart.
+   *
+   * @generated from field: bool alone = 3;
+   */
+  alone: boolean;
+
+  /**
+   * Seconds that the agent waits for the caller's next step; 0: the agent's default of 300.
+   *
+   * @generated from field: double stall_timeout_s = 4;
+   */
+  stallTimeoutS: number;
+};
+
+/**
+ * Describes the message weightline.local.v1.OfferRequest.
+ * Use `create(OfferRequestSchema)` to create a new message.
+ */
+export const OfferRequestSchema: GenMessage<OfferRequest> = /*@__PURE__*/
+  messageDesc(file_weightline_local_v1_local, 24);
+
+/**
+ * @generated from message weightline.local.v1.OfferResponse
+ */
+export type OfferResponse = Message<"weightline.local.v1.OfferResponse"> & {
+  /**
+   * Also the id of the holding.
+   *
+   * @generated from field: string offer_id = 1;
+   */
+  offerId: string;
+
+  /**
+   * Good for all descriptors of this offer, as long as it lives; ttl_ms is the time between two steps.
+   *
+   * @generated from field: weightline.local.v1.DescriptorTicket ticket = 2;
+   */
+  ticket?: DescriptorTicket | undefined;
+};
+
+/**
+ * Describes the message weightline.local.v1.OfferResponse.
+ * Use `create(OfferResponseSchema)` to create a new message.
+ */
+export const OfferResponseSchema: GenMessage<OfferResponse> = /*@__PURE__*/
+  messageDesc(file_weightline_local_v1_local, 25);
+
+/**
+ * @generated from message weightline.local.v1.SealOfferRequest
+ */
+export type SealOfferRequest = Message<"weightline.local.v1.SealOfferRequest"> & {
+  /**
+   * @generated from field: string offer_id = 1;
+   */
+  offerId: string;
+};
+
+/**
+ * Describes the message weightline.local.v1.SealOfferRequest.
+ * Use `create(SealOfferRequestSchema)` to create a new message.
+ */
+export const SealOfferRequestSchema: GenMessage<SealOfferRequest> = /*@__PURE__*/
+  messageDesc(file_weightline_local_v1_local, 26);
+
+/**
+ * @generated from message weightline.local.v1.SealOfferResponse
+ */
+export type SealOfferResponse = Message<"weightline.local.v1.SealOfferResponse"> & {
+  /**
+   * A lease on the finished holding.
+   *
+   * @generated from field: weightline.local.v1.Held held = 1;
+   */
+  held?: Held | undefined;
+};
+
+/**
+ * Describes the message weightline.local.v1.SealOfferResponse.
+ * Use `create(SealOfferResponseSchema)` to create a new message.
+ */
+export const SealOfferResponseSchema: GenMessage<SealOfferResponse> = /*@__PURE__*/
+  messageDesc(file_weightline_local_v1_local, 27);
+
+/**
+ * @generated from message weightline.local.v1.WithdrawOfferRequest
+ */
+export type WithdrawOfferRequest = Message<"weightline.local.v1.WithdrawOfferRequest"> & {
+  /**
+   * @generated from field: string offer_id = 1;
+   */
+  offerId: string;
+};
+
+/**
+ * Describes the message weightline.local.v1.WithdrawOfferRequest.
+ * Use `create(WithdrawOfferRequestSchema)` to create a new message.
+ */
+export const WithdrawOfferRequestSchema: GenMessage<WithdrawOfferRequest> = /*@__PURE__*/
+  messageDesc(file_weightline_local_v1_local, 28);
+
+/**
+ * @generated from message weightline.local.v1.WithdrawOfferResponse
+ */
+export type WithdrawOfferResponse = Message<"weightline.local.v1.WithdrawOfferResponse"> & {
+  /**
+   * False when it had ended already.
+   *
+   * @generated from field: bool withdrawn = 1;
+   */
+  withdrawn: boolean;
+};
+
+/**
+ * Describes the message weightline.local.v1.WithdrawOfferResponse.
+ * Use `create(WithdrawOfferResponseSchema)` to create a new message.
+ */
+export const WithdrawOfferResponseSchema: GenMessage<WithdrawOfferResponse> = /*@__PURE__*/
+  messageDesc(file_weightline_local_v1_local, 29);
+
+/**
  * The agent's Unix socket: HTTP/1.1, Connect protocol, JSON or binary.
  *
  * @generated from service weightline.local.v1.AgentService
@@ -763,6 +900,34 @@ export const AgentService: GenService<{
     methodKind: "unary";
     input: typeof DrainRequestSchema;
     output: typeof DrainResponseSchema;
+  },
+  /**
+   * @generated from rpc weightline.local.v1.AgentService.Offer
+   */
+  offer: {
+    methodKind: "unary";
+    input: typeof OfferRequestSchema;
+    output: typeof OfferResponseSchema;
+  },
+  /**
+   * Completes an offer all of whose segments were given.
+   *
+   * @generated from rpc weightline.local.v1.AgentService.SealOffer
+   */
+  sealOffer: {
+    methodKind: "unary";
+    input: typeof SealOfferRequestSchema;
+    output: typeof SealOfferResponseSchema;
+  },
+  /**
+   * Ends an offer; nothing of it stays.
+   *
+   * @generated from rpc weightline.local.v1.AgentService.WithdrawOffer
+   */
+  withdrawOffer: {
+    methodKind: "unary";
+    input: typeof WithdrawOfferRequestSchema;
+    output: typeof WithdrawOfferResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_weightline_local_v1_local, 0);

@@ -1,0 +1,193 @@
+#include "agent/local_listener.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "agent/cgroup.h"
+#include "base/fault.h"
+
+namespace weightline {
+
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+// A crowd that connects at once must not fill it: a client whose connect does not wait would be refused.
+constexpr int kBacklog = 4096;
+constexpr size_t kBatch = 64;
+// A process that changes its cgroup, or a number that goes to another process, is seen after this time. Only the turn
+// depends on it.
+constexpr std::chrono::seconds kCallerMemory{1};
+constexpr size_t kMaxCallers = 4096;
+constexpr std::chrono::milliseconds kNoDescriptorPause{10};
+// Before those who connect, where that is allowed (CAP_SYS_NICE): while it waits for a core they would fill the kernel's queue.
+constexpr int kNice = -10;
+
+// Whose turn a process shares: its container's in a pod, else its own.
+std::string keyOf(pid_t pid) {
+  const std::string cgroup = cgroupOf(pid);
+  const bool pod = cgroup.starts_with("/..") || cgroup.find("kubepods") != std::string::npos;
+  return pod ? cgroup : std::to_string(pid);
+}
+
+}  // namespace
+
+bool hungUp(int socket) {
+  pollfd entry{socket, 0, 0};
+  return ::poll(&entry, 1, 0) == 1;
+}
+
+LocalListener::LocalListener(std::string path, std::function<void(Descriptor)> onConnection)
+    : onConnection_(std::move(onConnection)), file_(std::move(path), SOCK_STREAM, kBacklog), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      spare_(::open("/dev/null", O_RDONLY | O_CLOEXEC)) {
+  if (!wake_.valid() || !spare_.valid()) throw systemFault(errno, "starting to listen");
+  thread_ = std::thread([this] { run(); });
+}
+
+LocalListener::~LocalListener() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  ::eventfd_write(wake_.get(), 1);
+  thread_.join();
+}
+
+void LocalListener::taken() {
+  {
+    std::lock_guard lock(mutex_);
+    handed_--;
+  }
+  ::eventfd_write(wake_.get(), 1);
+}
+
+void LocalListener::run() {
+  ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNice);
+  while (true) {
+    pollfd entries[] = {{wake_.get(), POLLIN, 0}, {file_.get(), POLLIN, 0}};
+    ::poll(entries, 2, -1);
+    eventfd_t ignored = 0;
+    if (entries[0].revents != 0) ::eventfd_read(wake_.get(), &ignored);
+    {
+      std::lock_guard lock(mutex_);
+      if (stop_) return;
+    }
+    try {
+      for (size_t i = 0; i < kBatch && entries[1].revents != 0 && accept(); i++) {
+      }
+      handOver();
+    } catch (const std::exception&) {
+      // Out of memory: those who wait are let go, and the socket stays.
+      waiting_.clear();
+      turns_.clear();
+      count_ = 0;
+    }
+  }
+}
+
+void LocalListener::handOver() {
+  while (!turns_.empty()) {
+    {
+      std::lock_guard lock(mutex_);
+      if (handed_ >= kMaxHandedConnections) return;
+    }
+    const std::string key = std::move(turns_.front());
+    turns_.pop_front();
+    auto& waiting = waiting_[key];
+    while (!waiting.empty() && hungUp(waiting.front().get())) {
+      waiting.pop_front();
+      count_--;
+    }
+    if (waiting.empty()) {
+      waiting_.erase(key);
+      continue;
+    }
+    Descriptor socket = std::move(waiting.front());
+    waiting.pop_front();
+    count_--;
+    if (waiting.empty()) {
+      waiting_.erase(key);
+    } else {
+      turns_.push_back(key);
+    }
+    {
+      std::lock_guard lock(mutex_);
+      handed_++;
+    }
+    try {
+      onConnection_(std::move(socket));
+    } catch (...) {
+      std::lock_guard lock(mutex_);
+      handed_--;
+      throw;
+    }
+  }
+}
+
+bool LocalListener::accept() {
+  Descriptor socket(::accept4(file_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (socket.valid()) {
+    add(std::move(socket));
+    return true;
+  }
+  if (errno != EMFILE && errno != ENFILE) return false;
+  if (!dropOne()) turnAway();
+  return true;
+}
+
+void LocalListener::turnAway() {
+  spare_.reset();
+  Descriptor(::accept4(file_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)).reset();
+  // The agent has none left: not at full speed again.
+  std::this_thread::sleep_for(kNoDescriptorPause);
+  spare_ = Descriptor(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+}
+
+void LocalListener::add(Descriptor socket) {
+  ucred credentials{};
+  socklen_t length = sizeof(credentials);
+  ::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length);
+  const std::string& key = callerOf(credentials.pid);
+  auto& waiting = waiting_[key];
+  if (waiting.size() >= kMaxWaitingPerCaller) forgetLeft(waiting);
+  if (waiting.size() >= kMaxWaitingPerCaller) {
+    waiting.pop_front();
+    count_--;
+  }
+  // It is in the turns already when others of it wait, or waited until they were forgotten just now.
+  if (std::find(turns_.begin(), turns_.end(), key) == turns_.end()) turns_.push_back(key);
+  waiting.push_back(std::move(socket));
+  count_++;
+  if (count_ > kMaxWaitingConnections) dropOne();
+}
+
+bool LocalListener::dropOne() {
+  const auto most = std::max_element(waiting_.begin(), waiting_.end(), [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); });
+  if (most == waiting_.end() || most->second.empty()) return false;
+  most->second.pop_front();
+  count_--;
+  return true;
+}
+
+void LocalListener::forgetLeft(std::deque<Descriptor>& waiting) {
+  const size_t before = waiting.size();
+  std::erase_if(waiting, [](const Descriptor& socket) { return hungUp(socket.get()); });
+  count_ -= before - waiting.size();
+}
+
+const std::string& LocalListener::callerOf(pid_t pid) {
+  const auto now = SteadyClock::now();
+  if (callers_.size() >= kMaxCallers) callers_.clear();
+  Caller& caller = callers_[pid];
+  if (caller.until <= now) caller = {keyOf(pid), now + kCallerMemory};
+  return caller.key;
+}
+
+}  // namespace weightline

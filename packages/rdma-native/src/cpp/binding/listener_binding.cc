@@ -1,0 +1,59 @@
+// The local API's socket.
+#include "agent/local_listener.h"
+#include "binding/event_source.h"
+#include "binding/support.h"
+
+namespace weightline::binding {
+
+namespace {
+
+// The listener, the connections on their way to JavaScript, and what stops both when the environment ends.
+struct LocalListenerHandle {
+  static constexpr const char* kName = LocalListener::kName;
+  static constexpr napi_type_tag kTag = LocalListener::kTag;
+  std::shared_ptr<EventSource<Descriptor>> connections;
+  std::unique_ptr<LocalListener> listener;
+  std::unique_ptr<CleanupHook> hook;
+
+  void stop() {
+    listener.reset();
+    connections->close();
+  }
+  ~LocalListenerHandle() {
+    hook.reset();
+    stop();
+  }
+};
+
+Napi::Value createLocalListener(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const std::string path = stringArgument(info[0], "path");
+    if (!info[1].IsFunction()) throw Fault(Code::kInvalidArgument, "onConnection must be a function").field("onConnection");
+    auto handle = std::make_shared<LocalListenerHandle>();
+    const auto toNumber = [raw = handle.get()](Napi::Env env, Descriptor& socket) -> Napi::Value {
+      if (raw->listener) raw->listener->taken();
+      return Napi::Number::New(env, hungUp(socket.get()) ? -1 : socket.release());
+    };
+    handle->connections = std::make_shared<EventSource<Descriptor>>(info.Env(), info[1].As<Napi::Function>(), "local connections", toNumber);
+    handle->listener = std::make_unique<LocalListener>(
+        path, [connections = handle->connections](Descriptor socket) { connections->post(std::make_unique<Descriptor>(std::move(socket))); });
+    handle->hook = std::make_unique<CleanupHook>(info.Env(), [raw = handle.get()] { raw->stop(); });
+    return makeHandle(info.Env(), handle);
+  });
+}
+
+Napi::Value closeLocalListener(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    handleArgument<LocalListenerHandle>(info[0]).reset();
+    return info.Env().Undefined();
+  });
+}
+
+}  // namespace
+
+void registerListener(Napi::Env env, Napi::Object exports) {
+  exports.Set("createLocalListener", Napi::Function::New(env, createLocalListener));
+  exports.Set("closeLocalListener", Napi::Function::New(env, closeLocalListener));
+}
+
+}  // namespace weightline::binding

@@ -19,8 +19,8 @@ export interface Procedure {
   act: (agent: Agent) => Promise<unknown>;
   /** The step from which on it is swept; "ready": the first one after the agent said that it is. */
   begins: string;
-  /** True when the model must be gone at the end. */
-  evicts?: boolean;
+  /** What must be there at the end; "held", the model whole, when it is left out. "offered": all of the offer, or nothing of it. */
+  leaves?: "held" | "nothing" | "offered";
 }
 
 /** Kills agents before every step of procedures. */
@@ -29,13 +29,17 @@ export interface CrashSweep {
   load(agent: Agent): Promise<void>;
   pull(agent: Agent): Promise<void>;
   evict(agent: Agent): Promise<unknown>;
+  /** A pod offers tensors of another name and seals them. */
+  offer(agent: Agent): Promise<unknown>;
   /** Acquires the model, and gives the digest of the bytes that lie in the store then. */
   digestOf(agent: Agent): Promise<string>;
 }
 
 const VICTIMS: readonly Victim[] = ["agent", "mover", "both", "group"];
 const FILES_OF_A_HOLDING = ["digests", "files", "files/m.safetensors", "layout", "record.json", "verified"];
+const FILES_OF_AN_OFFER = ["digests", "files", "files/0000", "layout", "record.json", "verified"];
 const BYTES = 1_000_000;
+const OFFERED = Buffer.alloc(200_000, 7);
 /** Runs that go on at once: one waits where the other works. */
 const AT_ONCE = 2;
 const wanted = { name: { case: "model" as const, value: { modelName: "m" } } };
@@ -77,6 +81,13 @@ export async function createCrashSweep(cluster: Cluster): Promise<CrashSweep> {
   const load = (agent: Agent) => all(agent.client.load({ path, modelName: "m" }));
   const pull = (agent: Agent) => all(agent.client.pull({ wanted }));
   const evict = (agent: Agent) => agent.client.evict({ wanted });
+  const offer = (agent: Agent) =>
+    agent.python(
+      `identity = {"model_name": "offered", "extra_parameters": {"weightline.kind": "tensors"}}
+with agent.offer(identity=identity, tensors=[("w", "U8", (${OFFERED.length},))]) as filling:
+    filling.write("w", bytes([7]) * ${OFFERED.length})
+    filling.seal()`,
+    );
   await load(origin);
   const template = await cluster.startAgent("template");
   await pull(template);
@@ -140,10 +151,20 @@ export async function createCrashSweep(cluster: Cluster): Promise<CrashSweep> {
     if (after === undefined) {
       return;
     }
-    if (procedure.evicts === true) {
+    if (procedure.leaves === "nothing") {
       // Killed before its record said so, the eviction was never begun: it is asked for again then.
       await evict(after).catch(() => undefined);
       await until("its end", () => readdirSync(`${store}/holdings`).length === 0);
+    } else if (procedure.leaves === "offered") {
+      // Unfinished, it goes with its pod or at the next start; sealed, it is whole.
+      await until("its end", async () =>
+        (await after.client.status({})).holdings.every(({ state }) => state === HoldingState.COMPLETE),
+      );
+      for (const id of readdirSync(`${store}/holdings`)) {
+        if (!readFileSync(`${store}/holdings/${id}/files/0000`).equals(OFFERED)) {
+          t.fail(`${what}: wrong bytes`);
+        }
+      }
     } else {
       const digest = await digestOf(after);
       if (digest !== right) {
@@ -152,13 +173,14 @@ export async function createCrashSweep(cluster: Cluster): Promise<CrashSweep> {
     }
     await until("a mover", async () => (await after.client.status({})).notReady.length === 0);
     const { holdings } = await after.client.status({});
-    const count = procedure.evicts === true ? 0 : 1;
+    const files = procedure.leaves === "offered" ? FILES_OF_AN_OFFER : FILES_OF_A_HOLDING;
+    const count = procedure.leaves === "nothing" ? 0 : procedure.leaves === "offered" ? holdings.length : 1;
     const folders = readdirSync(`${store}/holdings`);
     const leaked =
       holdings.length !== count ||
       holdings.some(({ state }) => state !== HoldingState.COMPLETE) ||
       folders.length !== count ||
-      folders.some((id) => Object.keys(contents(`${store}/holdings/${id}`)).join() !== FILES_OF_A_HOLDING.join()) ||
+      folders.some((id) => Object.keys(contents(`${store}/holdings/${id}`)).join() !== files.join()) ||
       readdirSync(store).toSorted().join() !== "holdings,lock,node.json";
     if (leaked) {
       t.fail(`${what}: the store has ${Object.keys(contents(store))}, ${holdings.map(({ state }) => state)}`);
@@ -190,5 +212,5 @@ export async function createCrashSweep(cluster: Cluster): Promise<CrashSweep> {
     await Promise.all(workers);
   };
 
-  return { sweep, load, pull, evict, digestOf };
+  return { sweep, load, pull, evict, offer, digestOf };
 }

@@ -1,11 +1,20 @@
 // 24: a store that is over its limit at the start; what is not ours in it, and what a newer agent left.
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { HoldingState } from "@weightline/proto/common";
 import t from "tap";
 import { type Agent, createCluster } from "./support/cluster.ts";
-import { pythonEnvironment, startCommand } from "./support/program.ts";
+import { pythonEnvironment, runCommand, startCommand } from "./support/program.ts";
 import { writeTensors } from "./support/safetensors-file.ts";
 import { allocatedBytes, changeRecord, clearFlags, contents, holdingFolder } from "./support/store-files.ts";
 
@@ -43,9 +52,9 @@ async function namesHeld(agent: Agent): Promise<string[]> {
 
 /** Names in the order in which they were evicted, by the log: one event each. */
 function evictions(agent: Agent): string[] {
-  return [
-    ...agent.program.output().matchAll(/"event":"evicted","holding":"\w+","model":"(\w+)","why":"limit"/g),
-  ].map(([, name]) => name ?? "");
+  return [...agent.program.output().matchAll(/"event":"evicted","holding":"\w+","model":"(\w+)","why":"limit"/g)].map(
+    ([, name]) => name ?? "",
+  );
 }
 
 /** A Python process that has a model mapped until it is told to end. */
@@ -199,4 +208,48 @@ t.test("an older agent than the store asks for does not start, and changes nothi
     /node\.json was written by a newer agent: it needs version 2, this agent reads 1.*way out: upgrade this agent/s,
   );
   t.equal(readFileSync(`${agent.store}/node.json`, "utf8"), newer);
+});
+
+const cannotMount = process.getuid?.() === 0 ? false : "a tmpfs can be mounted by root alone";
+t.test("a tmpfs without one free page: it starts, serves, and makes room", { skip: cannotMount }, async (t) => {
+  const mount = mkdtempSync("/dev/shm/weightline-full-");
+  const mounted = await runCommand(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", mount]);
+  t.equal(mounted.code, 0, mounted.stderr);
+  t.teardown(async () => {
+    await runCommand(["umount", "-l", mount]);
+    rmSync(mount, { recursive: true });
+  });
+  const flags = ["--store", `${mount}/store`, "--memory-limit", "75MB"];
+  const agent = await cluster.startAgent("full", flags);
+  for (const name of ["oldest", "newest"]) {
+    t.equal((await cluster.mxctl(["pull", "--model-name", name], agent)).code, 0);
+  }
+  await kill(agent);
+  const filler = await runCommand(["dd", "if=/dev/zero", `of=${mount}/filler`, "bs=4096"]);
+  t.match(filler.stderr, /No space left on device/, "it is full");
+  t.equal(statfsSync(mount).bfree, 0);
+
+  const again = await cluster.startAgent("full", [...flags, "--socket", agent.socket]);
+  t.same(await namesHeld(again), ["newest", "oldest"]);
+  t.match(again.program.output(), /"complete":2,"resumed":0,"evicted":0/);
+  t.match(await again.python('with agent.acquire(model_name="oldest") as held: print(held.outcome)'), "held");
+  t.equal((await cluster.mxctl(["evict", "--model-name", "oldest"], again)).code, 0, "memory can be given back");
+  t.equal(readdirSync(`${mount}/store/holdings`).length, 1);
+  await again.program.stop();
+
+  // Half the limit, and full again: it comes under it all the same.
+  await runCommand(["dd", "if=/dev/zero", `of=${mount}/more`, "bs=4096"]);
+  t.equal(statfsSync(mount).bfree, 0);
+  const less = await cluster.startAgent("full", [
+    "--store",
+    `${mount}/store`,
+    "--socket",
+    agent.socket,
+    "--memory-limit",
+    "20MB",
+  ]);
+  t.same(evictions(less), ["newest"]);
+  t.same(readdirSync(`${mount}/store/holdings`), []);
+  t.ok((await less.client.status({})).epoch > 0n);
+  await less.program.stop();
 });

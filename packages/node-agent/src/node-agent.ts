@@ -173,6 +173,7 @@ async function start(
       for (const named of holding.record.identities) {
         await fills.find(keyOf(named))?.cancel();
       }
+      await loader.cancel(holding);
     },
     revoke: (holding) => {
       if (descriptors !== undefined) {

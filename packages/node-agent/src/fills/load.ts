@@ -54,6 +54,8 @@ export interface Loader {
   load(request: LoadRequest, report: Report, signal: AbortSignal): Promise<Loaded>;
   /** Goes on with a load that a crash interrupted. */
   resume(holding: Holding, report: Report, signal: AbortSignal): Promise<void>;
+  /** Ends the running load of a holding; settles when it has ended, at once when there is none. */
+  cancel(holding: Holding): Promise<void>;
 }
 
 const RATE_WINDOW_MS = 250;
@@ -207,10 +209,17 @@ export function createLoader(options: LoaderOptions): Loader {
     return { holding, alreadyHeld: false };
   };
 
+  /** Loads that run, by their holding's id. */
+  const running = new Map<string, { cancel: () => void; ended: Promise<void> }>();
+
   return {
-    async load(request, report, signal) {
+    async load(request, report, outer) {
       const id = randomBytes(16).toString("hex");
       let holding: Holding | undefined;
+      const own = new AbortController();
+      const ended = Promise.withResolvers<void>();
+      running.set(id, { cancel: () => own.abort(), ended: ended.promise });
+      const signal = AbortSignal.any([outer, own.signal]);
       try {
         const scanned = await scan(request, id, report, signal);
         const revision = request.revision === "" ? scanned.snapshotRevision : request.revision;
@@ -230,9 +239,25 @@ export function createLoader(options: LoaderOptions): Loader {
         const { ignoredFiles, warnings, extraTensors } = scanned;
         return { ...result, sourceId: computeSourceId(named.identity), revision, ignoredFiles, warnings, extraTensors };
       } catch (error) {
+        // Asked before: giving it up is an eviction, too.
+        const evicted = own.signal.aborted;
         await abandon(id, holding);
-        throw error;
+        throw evicted
+          ? new WeightlineError("Cancelled", `the load of ${request.modelName} was ended: it is being evicted`, {
+              field: "model_name",
+              value: request.modelName,
+              wayOut: "load it again",
+            })
+          : error;
+      } finally {
+        running.delete(id);
+        ended.resolve();
       }
+    },
+    async cancel({ id }) {
+      const load = running.get(id);
+      load?.cancel();
+      await load?.ended;
     },
     async resume(holding, report, signal) {
       const { source, identities } = holding.record;

@@ -184,6 +184,14 @@ export function createOfferWork(options: OfferWorkOptions): OfferWork {
     const done = await persistentOrder(mover, { kind: "finish", holdingId: offer.id }, { signal });
     const digest = Buffer.from(done.objectDigest ?? new Uint8Array()).toString("hex");
     holding.verifiedBytes = Number(done.verifiedBytes);
+    if (holding.suspect) {
+      // A child found it; the pod's memory, from which it could be mended, has been given back.
+      throw new WeightlineError("Corrupt", `what was verified of offer ${offer.id} was damaged while the rest came`, {
+        field: "offer_id",
+        value: offer.id,
+        wayOut: "offer it again",
+      });
+    }
     const twin = await mergeWithTwin(registry, evictor, holding, offer.named, digest);
     if (twin === undefined) {
       await registry.apply(holding, "filled", (record) => {

@@ -1,10 +1,11 @@
 import { createHash } from "node:crypto";
-import { readFile, rename, writeFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import type { SourceIdentity } from "@weightline/proto/p2p";
 import type { SourceFile } from "@weightline/rdma-native";
 import { WeightlineError } from "@weightline/runtime";
 import { HOLDING_STATES, type HoldingStateName } from "../holdings/holding-state.ts";
 import { identityFromJson, identityToJson } from "./identity-json.ts";
+import { writeWholeJson } from "./whole-file.ts";
 
 /** Version of record.json that this agent writes, and the oldest agent that may read what it writes. */
 export const RECORD_FORMAT = 1;
@@ -94,8 +95,7 @@ export async function writeRecord(folder: string, record: HoldingRecord): Promis
   };
   const path = `${folder}/${RECORD_NAME}`;
   const text = JSON.stringify({ ...json, digest: digestOfRecord(json) }, undefined, 1);
-  await writeFile(`${path}.new`, `${text}\n`);
-  await rename(`${path}.new`, path);
+  await writeWholeJson(path, `${text}\n`);
 }
 
 const HOLDING_ID = /^[0-9a-f]{32}$/;

@@ -1,7 +1,8 @@
 import { randomBytes } from "node:crypto";
-import { readdir, readFile, rename, statfs, writeFile } from "node:fs/promises";
+import { readdir, readFile, statfs } from "node:fs/promises";
 import { native, type StoreLockHandle, type StoreViewHandle } from "@weightline/rdma-native";
 import { makeFolders, WeightlineError } from "@weightline/runtime";
+import { writeWholeJson } from "./whole-file.ts";
 
 /** Version of node.json that this agent writes. */
 const NODE_FORMAT = 1;
@@ -111,8 +112,7 @@ export async function openStore(path: string, readOnlyMount: string, nodeName: s
       store_id: last?.store_id ?? randomBytes(16).toString("hex"),
     };
     const save = async () => {
-      await writeFile(`${nodePath}.new`, `${JSON.stringify(file)}\n`);
-      await rename(`${nodePath}.new`, nodePath);
+      await writeWholeJson(nodePath, `${JSON.stringify(file)}\n`);
     };
     await save();
     const view = await native.openStoreView(path, readOnlyMount);

@@ -41,8 +41,9 @@ Mover::~Mover() {
   }
   stop_ = true;
   ticker_.join();
-  server_.reset();
+  // Orders use the server to the end: an eviction waits for its streams.
   for (const auto& running : running_) running->thread.join();
+  server_.reset();
 }
 
 void Mover::order(Order order) {

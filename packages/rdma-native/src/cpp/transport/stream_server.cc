@@ -12,6 +12,8 @@
 #include <cstring>
 #include <deque>
 
+#include "base/utf8.h"
+
 namespace weightline {
 
 namespace {
@@ -233,6 +235,7 @@ void StreamServer::serveHolding(Session& session, Holding& holding, const Grant&
   } catch (const Fault& fault) {
     std::string text = std::string(codeName(fault.code())) + "\n" + (session.cancel.requested() ? "the holding is being taken away" : fault.what());
     text.resize(std::min(text.size(), kMaxControlPayloadBytes));
+    while (!validUtf8(text)) text.pop_back();  // cut inside a character
     const Cancel never;
     session.connection.sendFrame({FrameType::kFailed, 0, 0, {}}, {reinterpret_cast<const uint8_t*>(text.data()), text.size()}, kPollMs * 2, never);
   }

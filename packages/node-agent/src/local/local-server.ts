@@ -1,9 +1,16 @@
 import { chmod, mkdir, unlink } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
 import { dirname } from "node:path";
-import { createContextValues } from "@connectrpc/connect";
+import { ConnectError, createContextValues } from "@connectrpc/connect";
 import { native } from "@weightline/rdma-native";
-import { type Logger, mountLocalRpc, type ServiceRoute, toWeightlineError, WeightlineError } from "@weightline/runtime";
+import {
+  fromRpcError,
+  type Logger,
+  mountLocalRpc,
+  type ServiceRoute,
+  toWeightlineError,
+  WeightlineError,
+} from "@weightline/runtime";
 import fastify from "fastify";
 import type { LeaseOwner, LeaseTable } from "../leases/lease-table.ts";
 import { type Caller, callerKey, roleOf } from "./caller.ts";
@@ -169,9 +176,11 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
     shutdownSignal: stopping.signal,
     contextValues: (request) => createContextValues().set(callerKey, connections.callerOf(request.raw.socket)),
     onError: (method, error) => {
-      const known = toWeightlineError(error);
-      log[known.code === "Internal" ? "error" : "debug"](
-        { method, code: known.code, error: known.message, cause: known.code === "Internal" ? known.cause : undefined },
+      const known = fromRpcError(error);
+      // Connect's own errors are about requests that it cannot read: a caller must not fill the log with them.
+      const own = known.code === "Internal" && !(error instanceof ConnectError);
+      log[own ? "error" : "debug"](
+        { method, code: known.code, error: known.message, cause: own ? known.cause : undefined },
         "a local call failed",
       );
     },

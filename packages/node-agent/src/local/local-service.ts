@@ -127,7 +127,8 @@ function timeoutOf(seconds: number): number {
       limit: `0 to ${TIMEOUT_MAX_S}`,
     });
   }
-  return (seconds === 0 ? DEFAULT_TIMEOUT_S : seconds) * 1000;
+  // Whole: a timer takes no other.
+  return Math.ceil((seconds === 0 ? DEFAULT_TIMEOUT_S : seconds) * 1000);
 }
 
 /** AgentService: what pods and operators on this node ask. */

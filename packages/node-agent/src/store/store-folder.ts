@@ -10,6 +10,9 @@ const TMPFS_MAGIC = 0x01021994;
 /** objects.md: a new agent waits so long for the old mover's end. */
 const LOCK_WAIT_MS = 5000;
 const HOLDING_ID = /^[0-9a-f]{32}$/;
+const STORE_ID = /^[0-9a-f]{32}$/;
+/** Far above any clock; epochs stay whole numbers below it. */
+const EPOCH_MAX = Number.MAX_SAFE_INTEGER;
 const OWN_NAMES = new Set(["lock", "node.json", "node.json.new", "holdings"]);
 
 interface NodeFile {
@@ -51,13 +54,17 @@ async function checkTmpfs(path: string): Promise<void> {
   }
 }
 
+/** What is written there; undefined when there is nothing, or nothing that could be ours. */
 async function readNodeFile(path: string): Promise<NodeFile | undefined> {
   try {
-    const json: Partial<NodeFile> = JSON.parse(await readFile(path, "utf8"));
+    const json: Partial<NodeFile> | null = JSON.parse(await readFile(path, "utf8"));
+    const { last_epoch: epoch = -1, store_id: id = "", min_reader: minReader } = json ?? {};
     if (
-      Number.isSafeInteger(json.last_epoch) &&
-      typeof json.store_id === "string" &&
-      typeof json.min_reader === "number"
+      Number.isSafeInteger(epoch) &&
+      epoch >= 0 &&
+      epoch < EPOCH_MAX &&
+      STORE_ID.test(id) &&
+      typeof minReader === "number"
     ) {
       return json as NodeFile;
     }
@@ -118,6 +125,14 @@ export async function openStore(path: string, readOnlyMount: string, nodeName: s
       storeId: file.store_id,
       epoch: () => BigInt(file.last_epoch),
       async raiseEpoch(above) {
+        if (above >= BigInt(EPOCH_MAX) - 1n) {
+          throw new WeightlineError("Corrupt", `a directory knows epoch ${above}, which no clock ever gave`, {
+            field: "known_epoch",
+            value: String(above),
+            limit: String(EPOCH_MAX),
+            wayOut: "restart the control plane: its directory is damaged",
+          });
+        }
         file.last_epoch = Math.max(file.last_epoch, Number(above) + 1);
         await save();
         return BigInt(file.last_epoch);

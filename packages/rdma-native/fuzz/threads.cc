@@ -200,9 +200,11 @@ void transfers(Node& origin, Node& other, const std::string& model) {
     case 3: origin.run(lastId, CancelOrder{last}); break;
     default: break;
   }
-  const bool loaded = origin.wait(load)->kind == Report::Kind::kDone, relayed = other.wait(relay)->kind == Report::Kind::kDone;
   // A parent whose own fill has ended early waits for the next one, and its child with it, until their agents say otherwise.
-  if (!loaded || !relayed) origin.run(lastId, CancelOrder{last});
+  const bool loaded = origin.wait(load)->kind == Report::Kind::kDone;
+  if (!loaded) other.run(relayId, CancelOrder{relay});
+  const bool relayed = other.wait(relay)->kind == Report::Kind::kDone;
+  if (!relayed) origin.run(lastId, CancelOrder{last});
   if (origin.wait(last)->kind == Report::Kind::kFailed || !relayed || !loaded) counts.cancelled++;
   DigestValue digest{};
   while (true) {

@@ -13,6 +13,7 @@ const LIMIT_MS = 400_000;
 
 /** Targets with the mutations that each runs. The sockets' are slower: a session costs a connection, a thread and some waits. */
 const TARGETS: Record<string, number> = {
+  descriptor_request: 50_000,
   json: 100_000,
   layout: 100_000,
   safetensors: 100_000,

@@ -26,6 +26,7 @@ import {
   writeModel,
 } from "./native-helpers.ts";
 
+const CHUNK = 65536;
 const models = mkdtempSync(`${tmpdir()}/weightline-models-`);
 const parent = createTestMover();
 const child = createTestMover();
@@ -358,3 +359,28 @@ t.test("a closed mover is unusable, and closing twice is harmless", async (t) =>
   t.throws(() => native.moverAddress(null as never), NativeError);
   await removeStore(mover.store);
 });
+
+t.test(
+  "a check of chunks that are not there: refused when there never will be, not wrong when they are still to come",
+  async (t) => {
+    const path = `${models}/checked.safetensors`;
+    const bytes = writeModel(path, 4 * CHUNK);
+    const loaded = await loadHolding(parent, path);
+    const check = (holdingId: string, chunks: bigint[]) =>
+      parent.order({ kind: "check", holdingId, trustFlag: false, chunks, objectDigest: new Uint8Array() });
+    const count = BigInt(Math.ceil(bytes.length / CHUNK));
+    t.same((await check(loaded.id, [0n, count - 1n])).wrongChunks, []);
+    for (const chunk of [count, 2n ** 63n, 2n ** 64n - 1n]) {
+      const { fault } = await failure(check(loaded.id, [0n, chunk]));
+      t.match(fault, { code: "InvalidArgument", field: "chunks", value: String(chunk), limit: `below ${count}` });
+    }
+    const unfilled = newId();
+    await parent.order({ kind: "scan", holdingId: unfilled, path, loadRoot: "/", algorithm: "xxh3-128" });
+    t.same((await check(unfilled, [0n, 1n])).wrongChunks, []);
+    // And neither is called damaged: both are served.
+    for (const id of [loaded.id, unfilled]) {
+      await parent.order({ kind: "grant", holdingId: id, ticket: newTicket(), ttlMs: 100, child: "c" });
+      t.same((await check(id, [])).wrongChunks, []);
+    }
+  },
+);

@@ -100,5 +100,6 @@ export function readTimeout(field: string, seconds: number): number {
       limit: `0 to ${TIMEOUT_MAX_S}`,
     });
   }
-  return (seconds === 0 ? DEFAULT_TIMEOUT_S : seconds) * 1000;
+  // Whole: a timer takes no other.
+  return Math.ceil((seconds === 0 ? DEFAULT_TIMEOUT_S : seconds) * 1000);
 }

@@ -100,6 +100,7 @@ export async function writeRecord(folder: string, record: HoldingRecord): Promis
 
 const HOLDING_ID = /^[0-9a-f]{32}$/;
 const DIGEST = /^[0-9a-f]{64}$/;
+const RANK_MAX = 2 ** 32 - 1;
 const DECIMAL = /^-?\d{1,20}$/;
 
 /** Checks one field after another, so that a damaged record names what is wrong with it. */
@@ -116,9 +117,11 @@ class Fields {
   }
 
   fail(name: string): never {
+    const value = this.#json[name];
     throw new WeightlineError("Corrupt", `${this.#where}: ${name} is not valid`, {
       field: name,
-      value: String(this.#json[name]).slice(0, 100),
+      // Not String(): an object of the file's may have a toString of its own.
+      value: (typeof value === "string" ? value : (JSON.stringify(value) ?? "")).slice(0, 100),
     });
   }
 
@@ -127,9 +130,17 @@ class Fields {
     return typeof value === "string" && (form === undefined || form.test(value)) ? value : this.fail(name);
   }
 
-  integer(name: string): number {
+  integer(name: string, most = Number.MAX_SAFE_INTEGER): number {
     const value = this.#json[name];
-    return typeof value === "number" && Number.isSafeInteger(value) && value >= 0 ? value : this.fail(name);
+    const fits = typeof value === "number" && Number.isSafeInteger(value) && value >= 0 && value <= most;
+    return fits ? value : this.fail(name);
+  }
+
+  /** A whole number of 64 bits, in digits: no other fits into the mover's. */
+  bits64(name: string, signed = false): bigint {
+    const value = BigInt(this.text(name, DECIMAL));
+    const fits = (signed ? BigInt.asIntN(64, value) : BigInt.asUintN(64, value)) === value;
+    return fits ? value : this.fail(name);
   }
 
   list(name: string): unknown[] {
@@ -162,10 +173,10 @@ function sourceFromJson(fields: Fields): HoldingSource {
     return {
       path: file.text("path"),
       source: file.text("source"),
-      bytes: BigInt(file.text("bytes", DECIMAL)),
-      mtimeNs: BigInt(file.text("mtime_ns", DECIMAL)),
-      inode: BigInt(file.text("inode", DECIMAL)),
-      device: BigInt(file.text("device", DECIMAL)),
+      bytes: file.bits64("bytes"),
+      mtimeNs: file.bits64("mtime_ns", true),
+      inode: file.bits64("inode"),
+      device: file.bits64("device"),
     };
   });
   return { kind, path: fields.text("path"), files };
@@ -186,7 +197,7 @@ function parseRecord(text: string, folder: string): HoldingRecord {
   const identities = fields.list("identities").map((entry, i) => {
     const named = new Fields(entry, `identities[${i}]`);
     const identity = identityFromJson(named.raw("identity"));
-    return { identity: identity ?? named.fail("identity"), rank: named.integer("rank") };
+    return { identity: identity ?? named.fail("identity"), rank: named.integer("rank", RANK_MAX) };
   });
   const state = HOLDING_STATES.find((candidate) => candidate === fields.raw("state"));
   const record: HoldingRecord = {

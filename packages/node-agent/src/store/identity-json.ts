@@ -1,4 +1,4 @@
-import { create } from "@bufbuild/protobuf";
+import { create, toBinary } from "@bufbuild/protobuf";
 import { type SourceIdentity, SourceIdentitySchema } from "@weightline/proto/p2p";
 
 /** contract.md's field names, as records keep them. */
@@ -18,15 +18,25 @@ export function identityToJson(identity: SourceIdentity): Record<string, unknown
   return json;
 }
 
-function isStringMap(value: unknown): value is Record<string, string> {
-  return (
-    typeof value === "object" && value !== null && Object.values(value).every((entry) => typeof entry === "string")
-  );
+function isText(value: unknown): value is string {
+  return typeof value === "string" && value.isWellFormed();
 }
 
-/** The identity of a record's JSON; undefined when a field has a wrong type. Unknown fields are left out. */
+function isStringMap(value: unknown): value is Record<string, string> {
+  const isMap = typeof value === "object" && value !== null && !Array.isArray(value);
+  return isMap && Object.entries(value).every(([key, entry]) => isText(key) && isText(entry));
+}
+
+function fits(value: unknown, wanted: unknown): boolean {
+  if (typeof wanted === "object") {
+    return isStringMap(value);
+  }
+  return typeof wanted === "string" ? isText(value) : typeof value === typeof wanted;
+}
+
+/** The identity of a record's JSON; undefined when a field has a wrong type or range. Unknown fields are left out. */
 export function identityFromJson(json: unknown): SourceIdentity | undefined {
-  if (typeof json !== "object" || json === null) {
+  if (typeof json !== "object" || json === null || Array.isArray(json)) {
     return undefined;
   }
   const entries = new Map(Object.entries(json));
@@ -37,11 +47,17 @@ export function identityFromJson(json: unknown): SourceIdentity | undefined {
       continue;
     }
     const wanted: unknown = create(SourceIdentitySchema)[localName as keyof SourceIdentity];
-    const fits = typeof wanted === "object" ? isStringMap(value) : typeof value === typeof wanted;
-    if (!fits) {
+    if (!fits(value, wanted)) {
       return undefined;
     }
     fields[localName] = value;
   }
-  return create(SourceIdentitySchema, fields);
+  const identity = create(SourceIdentitySchema, fields);
+  try {
+    // Numbers that its fields cannot have do not encode.
+    toBinary(SourceIdentitySchema, identity);
+  } catch {
+    return undefined;
+  }
+  return identity;
 }

@@ -11,6 +11,9 @@ const TMPFS_MAGIC = 0x01021994;
 /** objects.md: a new agent waits so long for the old mover's end. */
 const LOCK_WAIT_MS = 5000;
 const HOLDING_ID = /^[0-9a-f]{32}$/;
+const STORE_ID = /^[0-9a-f]{32}$/;
+/** Far above any clock; epochs stay whole numbers below it. */
+const EPOCH_MAX = Number.MAX_SAFE_INTEGER;
 const OWN_NAMES = new Set(["lock", "node.json", "node.json.new", "holdings"]);
 
 interface NodeFile {
@@ -55,9 +58,9 @@ async function checkTmpfs(path: string): Promise<void> {
 /** What the last agent wrote; undefined when there is nothing, or nothing that can be read. Refuses a newer agent's. */
 async function readNodeFile(path: string): Promise<NodeFile | undefined> {
   try {
-    const json: Partial<NodeFile> = JSON.parse(await readFile(path, "utf8"));
+    const json: Partial<NodeFile> | null = JSON.parse(await readFile(path, "utf8"));
     // Before all else: what a newer agent's other fields look like is not known here.
-    if (typeof json.min_reader === "number" && json.min_reader > NODE_FORMAT) {
+    if (typeof json?.min_reader === "number" && json.min_reader > NODE_FORMAT) {
       throw new WeightlineError(
         "Refused",
         `${path} was written by a newer agent: it needs version ${json.min_reader}, this agent reads ${NODE_FORMAT}`,
@@ -69,10 +72,13 @@ async function readNodeFile(path: string): Promise<NodeFile | undefined> {
         },
       );
     }
+    const { last_epoch: epoch = -1, store_id: id = "", min_reader: minReader } = json ?? {};
     if (
-      Number.isSafeInteger(json.last_epoch) &&
-      typeof json.store_id === "string" &&
-      typeof json.min_reader === "number"
+      Number.isSafeInteger(epoch) &&
+      epoch >= 0 &&
+      epoch < EPOCH_MAX &&
+      STORE_ID.test(id) &&
+      typeof minReader === "number"
     ) {
       return json as NodeFile;
     }
@@ -123,6 +129,14 @@ export async function openStore(path: string, readOnlyMount: string, nodeName: s
       storeId: file.store_id,
       epoch: () => BigInt(file.last_epoch),
       async raiseEpoch(above) {
+        if (above >= BigInt(EPOCH_MAX) - 1n) {
+          throw new WeightlineError("Corrupt", `a directory knows epoch ${above}, which no clock ever gave`, {
+            field: "known_epoch",
+            value: String(above),
+            limit: String(EPOCH_MAX),
+            wayOut: "restart the control plane: its directory is damaged",
+          });
+        }
         file.last_epoch = Math.max(file.last_epoch, Number(above) + 1);
         await save();
         return BigInt(file.last_epoch);

@@ -5,7 +5,7 @@ import { Code, createHandlerContext, type HandlerContext } from "@connectrpc/con
 import * as grpc from "@grpc/grpc-js";
 import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import { toHeaders } from "./grpc-metadata.ts";
-import { ERROR_METADATA, encodeDetail, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
+import { ERROR_METADATA, encodeDetail, malformedRequest, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
 
 /** A handler in Connect's form, its kind known only at run time. */
 export type Handler = (request: unknown, context: HandlerContext) => unknown;
@@ -30,6 +30,24 @@ interface Call extends EventEmitter {
   readonly metadata: grpc.Metadata;
   getPeer(): string;
   getDeadline(): grpc.Deadline;
+}
+
+/** In the place of a message whose bytes do not decode: grpc-js itself would call that an internal error. */
+export class Undecodable {
+  readonly #why: string;
+  constructor(cause: unknown) {
+    this.#why = cause instanceof Error ? cause.message : String(cause);
+  }
+  fault(method: DescMethod): Error {
+    return malformedRequest(method.input.typeName, this.#why);
+  }
+}
+
+function decoded(method: DescMethod, message: unknown): unknown {
+  if (message instanceof Undecodable) {
+    throw message.fault(method);
+  }
+  return message;
 }
 
 /** Messages of a caller that are kept until the handler takes them. */
@@ -96,11 +114,11 @@ async function observed(
 }
 
 /** A caller's messages, as fast as the handler takes them; ends with the signal's reason. */
-async function* requestsOf(call: RequestStream, signal: AbortSignal): AsyncGenerator<unknown> {
+async function* requestsOf(method: DescMethod, call: RequestStream, signal: AbortSignal): AsyncGenerator<unknown> {
   const limits = { highWaterMark: READ_AHEAD_COUNT, lowWaterMark: 1 };
   try {
     for await (const [message] of on(call, "data", { signal, close: ["end"], ...limits })) {
-      yield message;
+      yield decoded(method, message);
     }
   } catch (error) {
     signal.throwIfAborted();
@@ -143,11 +161,11 @@ export function toGrpcHandler(
   const { requestStream, responseStream } = streamsOf(method);
   const requestOf = (call: Call, signal: AbortSignal) =>
     requestStream
-      ? requestsOf(call as RequestStream, signal)
-      : (call as grpc.ServerUnaryCall<unknown, unknown>).request;
+      ? requestsOf(method, call as RequestStream, signal)
+      : decoded(method, (call as grpc.ServerUnaryCall<unknown, unknown>).request);
   if (responseStream) {
     return (call: ReplyStream) => {
-      const body = (context: HandlerContext) => {
+      const body = async (context: HandlerContext) => {
         // A waiting client must learn at once that the call is there.
         call.sendMetadata(new grpc.Metadata());
         return sendAll(method, call, handler(requestOf(call, context.signal), context), context.signal);

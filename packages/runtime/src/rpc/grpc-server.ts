@@ -5,7 +5,7 @@ import * as grpc from "@grpc/grpc-js";
 import { WeightlineError } from "../error.ts";
 import { formatAddress } from "../network-address.ts";
 import type { CallFailure } from "./call-failure.ts";
-import { type Handler, type HandlerSurroundings, streamsOf, toGrpcHandler } from "./grpc-handlers.ts";
+import { type Handler, type HandlerSurroundings, streamsOf, toGrpcHandler, Undecodable } from "./grpc-handlers.ts";
 
 /** contract.md: 100 MiB both ways. */
 export const MAX_MESSAGE_BYTES = 100 * 1024 * 1024;
@@ -48,6 +48,14 @@ export interface GrpcServer {
 
 grpc.setLogVerbosity(grpc.logVerbosity.NONE);
 
+function decode(type: DescMessage, bytes: Uint8Array): unknown {
+  try {
+    return fromBinary(type, bytes);
+  } catch (error) {
+    return new Undecodable(error);
+  }
+}
+
 function addRoute(server: grpc.Server, { service, implementation }: ServiceRoute, around: HandlerSurroundings): void {
   const definition: Record<string, grpc.MethodDefinition<unknown, unknown>> = {};
   const handlers: grpc.UntypedServiceImplementation = {};
@@ -57,7 +65,7 @@ function addRoute(server: grpc.Server, { service, implementation }: ServiceRoute
       path: `/${service.typeName}/${method.name}`,
       ...streamsOf(method),
       requestSerialize: (message) => Buffer.from(toBinary(method.input, message as MessageShape<DescMessage>)),
-      requestDeserialize: (bytes) => fromBinary(method.input, bytes),
+      requestDeserialize: (bytes) => decode(method.input, bytes),
       responseSerialize: (message) => Buffer.from(toBinary(method.output, message as MessageShape<DescMessage>)),
       responseDeserialize: (bytes) => fromBinary(method.output, bytes),
     };

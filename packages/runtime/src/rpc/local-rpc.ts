@@ -1,6 +1,14 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
-import { type ContextValues, createContextKey, createContextValues, type Interceptor } from "@connectrpc/connect";
-import { encodeEnvelope } from "@connectrpc/connect/protocol";
+import {
+  Code,
+  ConnectError,
+  type ConnectRouter,
+  type ContextValues,
+  createContextKey,
+  createContextValues,
+  type Interceptor,
+} from "@connectrpc/connect";
+import { createAsyncIterable, encodeEnvelope, type UniversalHandler } from "@connectrpc/connect/protocol";
 import {
   codeToHttpStatus,
   contentTypeUnaryJson,
@@ -13,7 +21,7 @@ import { fastifyConnectPlugin } from "@connectrpc/connect-fastify";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import type { ServiceRoute } from "./grpc-server.ts";
-import { REQUEST_ID_METADATA, toConnectError } from "./rpc-error.ts";
+import { malformedRequest, REQUEST_ID_METADATA, toConnectError } from "./rpc-error.ts";
 
 export interface LocalRpcOptions {
   routes: readonly ServiceRoute[];
@@ -37,12 +45,55 @@ interface Request {
 const requestKey = createContextKey<Request | undefined>(undefined, { description: "the HTTP request" });
 /** A path that is logged is the caller's text. */
 const LOGGED_PATH_MAX = 200;
+/** Connect calls a request that it cannot read an internal error. Handlers' own errors have become others before it sees them. */
+function isUnreadable(error: unknown): error is ConnectError {
+  return error instanceof ConnectError && error.code === Code.Internal;
+}
+
+/** How it words bytes that do not decode. */
+const UNDECODABLE = /^parse binary: /;
+/** What a failure of ours is called. */
+const OWN_FAILURE = /^internal error/;
+
+/** Connect decodes the message of a unary call outside of interceptors: its answer is put right here. */
+function withReadableFaults(handler: UniversalHandler): UniversalHandler {
+  const handle: typeof handler = Object.assign(async (request: Parameters<UniversalHandler>[0]) => {
+    const response = await handler(request);
+    if (response.status !== 500 || response.body === undefined) {
+      return response;
+    }
+    const pieces: Uint8Array[] = [];
+    for await (const piece of response.body) {
+      pieces.push(piece);
+    }
+    const body = Buffer.concat(pieces);
+    const { code, message } = JSON.parse(body.toString("utf8")) as { code?: string; message?: string };
+    if (code !== "internal" || message === undefined || OWN_FAILURE.test(message)) {
+      return { ...response, body: createAsyncIterable([body]) };
+    }
+    const fault = malformedRequest(handler.method.input.typeName, message.replace(UNDECODABLE, ""));
+    const words = errorToJsonBytes(toConnectError(fault), undefined);
+    const header = new Headers(response.header);
+    header.set("content-length", String(words.byteLength));
+    return { ...response, status: 400, header, body: createAsyncIterable([words]) };
+  }, handler);
+  return handle;
+}
+
+function mendHandlers(router: ConnectRouter): void {
+  for (const [i, handler] of router.handlers.entries()) {
+    router.handlers[i] = withReadableFaults(handler);
+  }
+}
 
 /** Errors get their code and details here, once, for every handler. */
 function errorInterceptor(onFailure: LocalRpcOptions["onFailure"]): Interceptor {
   return (next) => async (request) => {
     const name = `${request.service.typeName}/${request.method.name}`;
-    const translate = (error: unknown) => {
+    const translate = (thrown: unknown) => {
+      const error = isUnreadable(thrown)
+        ? malformedRequest(request.method.input.typeName, thrown.rawMessage.replace(UNDECODABLE, ""))
+        : thrown;
       const call = request.contextValues.get(requestKey) ?? { id: newRequestId(), failed: false };
       call.failed = true;
       return failCall(name, error, call.id, onFailure);
@@ -85,11 +136,15 @@ export async function mountLocalRpc(server: FastifyInstance, options: LocalRpcOp
       options.onFailure?.({ method, code: "InvalidArgument", requestId: call.id, error });
     }
   });
+  // A caller that leaves in the middle of its request: Connect takes its listener away before the error comes, and an error that nobody
+  // listens for ends the program.
+  server.addHook("onRequest", async ({ raw }) => void raw.on("error", () => undefined));
   await server.register(fastifyConnectPlugin, {
     routes(router) {
       for (const { service, implementation } of options.routes) {
         router.service(service, implementation as never);
       }
+      mendHandlers(router);
     },
     grpc: false,
     grpcWeb: false,

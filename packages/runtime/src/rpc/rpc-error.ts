@@ -107,6 +107,15 @@ function fromDetail(
   return new WeightlineError(code, message, { field, value, limit, wayOut, near, cause, requestId });
 }
 
+/** A request whose bytes are no message of its type. */
+export function malformedRequest(typeName: string, why: string): WeightlineError {
+  return new WeightlineError("InvalidArgument", `the request's bytes are not a ${typeName}: ${why}`, {
+    field: "request",
+    limit: typeName,
+    wayOut: "compare the caller's version of the protocol with this program's",
+  });
+}
+
 /** What a client makes of a failed call. */
 export function fromRpcError(error: unknown): WeightlineError {
   if (!(error instanceof ConnectError)) {

@@ -143,6 +143,21 @@ void readSegments(const json::Value& root, Layout& layout) {
   if (layout.chunkBytes != chunkBytesFor(total)) throw corrupt("chunk_bytes " + std::to_string(layout.chunkBytes) + " is not " + std::to_string(chunkBytesFor(total)));
 }
 
+json::Value parseHeader(const std::string& text) {
+  try {
+    return json::parse(text);
+  } catch (const Fault& fault) {
+    throw corrupt(std::string("its header is ") + fault.what()).value(fault.value());
+  }
+}
+
+Algorithm algorithmOf(const std::string& name) {
+  for (const Algorithm algorithm : {Algorithm::kXxh3, Algorithm::kSha256}) {
+    if (algorithmName(algorithm) == name) return algorithm;
+  }
+  throw corrupt("its algorithm " + json::quote(name) + " is not known");
+}
+
 Header readHeader(std::span<const uint8_t> bytes) {
   if (bytes.size() < kPreambleBytes || std::memcmp(bytes.data(), kMagic.data(), kMagic.size()) != 0) throw corrupt("it does not begin with WLLAYOUT");
   const auto version = number<uint32_t>(bytes.subspan(8), 0);
@@ -158,11 +173,11 @@ Header readHeader(std::span<const uint8_t> bytes) {
   header.text = std::string(padded.substr(0, end == std::string_view::npos ? 0 : end + 1));
   if (padded.size() - header.text.size() >= 8) throw corrupt("its header has too much padding");
   header.columnsAt = kPreambleBytes + headerBytes;
-  const json::Value root = json::parse(header.text);
+  const json::Value root = parseHeader(header.text);
   if (!root.is(json::Value::Type::kObject)) throw corrupt("its header is no object");
   header.layout.kind = textMember(root, "kind");
   if (header.layout.kind != "files" && header.layout.kind != "tensors") throw corrupt("its kind " + json::quote(header.layout.kind) + " is not known");
-  header.layout.algorithm = parseAlgorithm(textMember(root, "algorithm"));
+  header.layout.algorithm = algorithmOf(textMember(root, "algorithm"));
   header.layout.chunkBytes = integerMember(root, "chunk_bytes", kMaxChunkBytes);
   header.items = integerMember(root, "items", kMaxItems);
   header.dims = integerMember(root, "dims", kMaxItems * kMaxRank);

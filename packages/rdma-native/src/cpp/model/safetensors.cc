@@ -128,8 +128,10 @@ void refuseLfsPointer(int descriptor, uint64_t fileBytes, const std::string& pat
   std::string text(fileBytes, '\0');
   text.resize(files::readFully(descriptor, reinterpret_cast<uint8_t*>(text.data()), text.size(), 0, path));
   if (!text.starts_with(kLfsMark)) return;
+  // Digits alone: what else follows may be no text.
   const size_t at = text.find("\nsize ");
-  const std::string size = at == std::string::npos ? "an unknown number of" : text.substr(at + 6, text.find('\n', at + 6) - at - 6);
+  const std::string digits = at == std::string::npos ? "" : text.substr(at + 6, text.find_first_not_of("0123456789", at + 6) - at - 6);
+  const std::string size = digits.empty() ? "an unknown number of" : digits;
   throw Fault(Code::kRefused, path + " is a Git LFS pointer for " + size + " bytes, not the file itself")
       .field(path).value("a pointer of " + std::to_string(fileBytes) + " bytes").limit(size + " bytes").wayOut("run `git lfs pull` in its repository, or download the file");
 }

@@ -26,7 +26,12 @@ std::shared_ptr<Holding> HoldingTable::open(const std::string& id) {
 std::shared_ptr<Holding> HoldingTable::openOrCreate(const std::string& id, const std::function<std::vector<uint8_t>()>& layout) {
   if (::access((holdingFolder(store_, id) + "/layout").c_str(), F_OK) == 0) return open(id);
   const std::vector<uint8_t> bytes = layout();
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  // Another order may have made it meanwhile: made twice, the first one's files would be cut off under it.
+  if (::access((holdingFolder(store_, id) + "/layout").c_str(), F_OK) == 0) {
+    lock.unlock();
+    return open(id);
+  }
   std::shared_ptr<Holding> holding = Holding::create(store_, id, bytes);
   open_[id] = holding;
   return holding;

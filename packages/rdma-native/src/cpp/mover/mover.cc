@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <system_error>
 
 namespace weightline {
 
@@ -41,8 +42,9 @@ Mover::~Mover() {
   }
   stop_ = true;
   ticker_.join();
-  server_.reset();
+  // Orders use the server to the end: an eviction waits for its streams.
   for (const auto& running : running_) running->thread.join();
+  server_.reset();
 }
 
 void Mover::order(Order order) {
@@ -84,8 +86,12 @@ void Mover::start(Order order) {
   }
   auto running = std::make_shared<Running>();
   running->order = std::move(order);
+  try {
+    running->thread = std::thread([this, running] { run(*running); });
+  } catch (const std::system_error& error) {
+    throw Fault(Code::kResourceExhausted, std::string("no thread can be started for an order: ") + error.what()).field("threads").wayOut("raise the limit of processes (pids) of the agent");
+  }
   running_.push_back(running);
-  running->thread = std::thread([this, running] { run(*running); });
 }
 
 void Mover::fail(uint32_t id, const std::string& holdingId, const Fault& fault) {

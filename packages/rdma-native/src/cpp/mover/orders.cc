@@ -165,8 +165,9 @@ std::vector<uint64_t> Mover::wrongChunks(Running& running, const Holding& holdin
     for (size_t i = next++; i < subject.size(); i = next++) {
       running.cancel.check();
       const uint64_t chunk = subject[i];
-      const bool right = chunk < count && holding.prove(chunk, buffer);
-      if (chunk < count) running.counters.readBytes += holding.geometry().place(chunk).bytes;
+      if (!holding.verified(chunk)) continue;  // not there yet: nobody was promised it
+      const bool right = holding.prove(chunk, buffer);
+      running.counters.readBytes += holding.geometry().place(chunk).bytes;
       if (right) continue;
       std::lock_guard lock(mutex);
       wrong.push_back(chunk);
@@ -179,6 +180,13 @@ std::vector<uint64_t> Mover::wrongChunks(Running& running, const Holding& holdin
 OrderResult Mover::check(Running& running, const CheckOrder& order) {
   const auto holding = table_.open(running.order.holdingId);
   remember(running, holding);
+  for (const uint64_t chunk : order.chunks) {
+    const uint64_t count = holding->geometry().chunkCount();
+    if (chunk >= count) {
+      throw Fault(Code::kInvalidArgument, "holding " + holding->id() + " has " + std::to_string(count) + " chunks; there is no chunk " + std::to_string(chunk))
+          .field("chunks").value(std::to_string(chunk)).limit("below " + std::to_string(count));
+    }
+  }
   OrderResult result;
   const bool trusted = order.trustFlag && order.chunks.empty() && holding->whole() && holding->allFlagged();
   result.wrongChunks = trusted ? std::vector<uint64_t>{} : wrongChunks(running, *holding, order.chunks);

@@ -2,6 +2,7 @@
 
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -20,7 +21,11 @@ void runThreads(unsigned count, Cancel& cancel, const std::function<void(unsigne
     }
   };
   std::vector<std::thread> threads;
-  for (unsigned i = 1; i < count; i++) threads.emplace_back(guarded, i);
+  try {
+    for (unsigned i = 1; i < count; i++) threads.emplace_back(guarded, i);
+  } catch (const std::system_error&) {
+    // Fewer threads do the same work, only slower.
+  }
   guarded(0);
   for (std::thread& thread : threads) thread.join();
   if (first) std::rethrow_exception(first);

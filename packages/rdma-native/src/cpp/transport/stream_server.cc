@@ -11,6 +11,9 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
+#include <system_error>
+
+#include "base/utf8.h"
 
 namespace weightline {
 
@@ -94,7 +97,12 @@ void StreamServer::accept() {
     if (sessions_.size() >= kMaxServedStreams) continue;
     sessions_.push_back(std::make_unique<Session>(Connection(std::move(socket), formatAddress(from, length))));
     Session& session = *sessions_.back();
-    session.thread = std::thread([this, &session] { serve(session); });
+    try {
+      session.thread = std::thread([this, &session] { serve(session); });
+    } catch (const std::system_error&) {
+      // No thread is to be had: this child is turned away, and the others are served.
+      sessions_.pop_back();
+    }
   }
 }
 
@@ -216,8 +224,9 @@ void StreamServer::serveHolding(Session& session, Holding& holding, const Grant&
           continue;
         }
       } else if (objectWanted && holding.waitComplete(kPollMs)) {
-        const DigestValue digest = *holding.completedDigest();
-        session.connection.sendFrame({FrameType::kObject, 0, 1, {}}, digest, kChildStallMs, session.cancel);
+        const std::optional<DigestValue> digest = holding.completedDigest();
+        if (!digest) continue;  // a repair began in between
+        session.connection.sendFrame({FrameType::kObject, 0, 1, {}}, *digest, kChildStallMs, session.cancel);
         objectWanted = false;
         continue;
       } else if (!objectWanted) {
@@ -236,6 +245,7 @@ void StreamServer::serveHolding(Session& session, Holding& holding, const Grant&
   } catch (const Fault& fault) {
     std::string text = std::string(codeName(fault.code())) + "\n" + (session.cancel.requested() ? "the holding is being taken away" : fault.what());
     text.resize(std::min(text.size(), kMaxControlPayloadBytes));
+    while (!validUtf8(text)) text.pop_back();  // cut inside a character
     const Cancel never;
     session.connection.sendFrame({FrameType::kFailed, 0, 0, {}}, {reinterpret_cast<const uint8_t*>(text.data()), text.size()}, kPollMs * 2, never);
   }

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 
+#include "base/utf8.h"
 #include "layout/layout.h"
 
 namespace weightline {
@@ -139,7 +140,8 @@ class StreamSource::Stream {
     std::string text(header.payloadBytes, '\0');
     receivePayload({reinterpret_cast<uint8_t*>(text.data()), text.size()}, counters, cancel);
     const size_t line = text.find('\n');
-    throw Fault(Code::kUnavailable, "the peer " + peer_.endpoint + " cannot go on: " + (line == std::string::npos ? text : text.substr(line + 1)))
+    const std::string why = line == std::string::npos ? text : text.substr(line + 1);
+    throw Fault(Code::kUnavailable, "the peer " + peer_.endpoint + " cannot go on: " + (validUtf8(why) ? why : "its reason is not UTF-8"))
         .field("peer").value(peer_.endpoint);
   }
 

@@ -1,5 +1,6 @@
-// The descriptor socket: what a pod sends in the place of its ticket. Only the whole, right ticket gets descriptors, once; everything else
-// is refused in JSON, and no descriptor that came along stays open.
+// The descriptor socket: what a pod sends in the place of its ticket, or of what it gives for an offer. Only the whole, right ticket gets
+// descriptors, once, and only the right giving of one is taken; everything else is refused in JSON, and no descriptor that came along stays
+// open.
 // Input: a byte that says how many descriptors come along, then the message.
 #include <dirent.h>
 #include <fcntl.h>
@@ -35,6 +36,17 @@ Bytes rightMessage() {
   return message;
 }
 
+// A giving of segment 3 with 4096 bytes, by the ticket of an offer.
+Bytes rightGiving() {
+  Bytes message = rightMessage();
+  std::copy_n("WLGV", 4, message.begin());
+  message.resize(72);
+  message[56] = 1;
+  message[60] = 3;
+  message[65] = 16;
+  return message;
+}
+
 size_t openDescriptors() {
   const std::unique_ptr<DIR, int (*)(DIR*)> folder(::opendir("/proc/self/fd"), ::closedir);
   size_t count = 0;
@@ -43,7 +55,13 @@ size_t openDescriptors() {
 }
 
 DescriptorServer& server() {
-  static DescriptorServer* const made = new DescriptorServer(socketPath(), std::make_shared<StoreView>(privateFolder(), ""), [](const DescriptorEvent&) {});
+  // What is given is answered at once, and let go.
+  static DescriptorServer* made = nullptr;
+  if (made != nullptr) return *made;
+  made = new DescriptorServer(socketPath(), std::make_shared<StoreView>(privateFolder(), ""), [](std::unique_ptr<DescriptorEvent> event) {
+    if (event->kind != DescriptorEvent::Kind::kGiven) return;
+    made->answer(event->given.connection, "{\"ok\":true}", "");
+  });
   return *made;
 }
 
@@ -57,6 +75,12 @@ void grant() {
   grant.holdingId = kId;
   grant.paths = {"layout"};
   server().grant(grant);
+  OfferGrant offer;
+  offer.ticketId = grant.ticketId;
+  offer.secret = grant.secret;
+  offer.pid = grant.pid;
+  offer.offer = "offer";
+  server().grantOffer(offer);
 }
 
 void send(int socket, std::span<const uint8_t> message, size_t along) {
@@ -113,8 +137,14 @@ Target describe() {
     input.insert(input.end(), right.begin(), right.end());
     target.seeds.push_back(input);
   }
+  const Bytes giving = rightGiving();
+  for (const uint8_t along : {uint8_t{1}, uint8_t{1}, uint8_t{0}, uint8_t{2}}) {
+    Bytes input = {along};
+    input.insert(input.end(), giving.begin(), giving.end());
+    target.seeds.push_back(input);
+  }
   target.seeds.push_back({0, 'W', 'L', 'F', 'D', 2, 0, 0, 0});
-  target.tokens = {"WLFD", std::string("\1\0\0\0", 4), std::string("\2\0\0\0", 4)};
+  target.tokens = {"WLFD", "WLGV", std::string("\1\0\0\0", 4), std::string("\2\0\0\0", 4)};
   std::filesystem::create_directories(privateFolder() + "/holdings/" + kId);
   const Descriptor file(::open((privateFolder() + "/holdings/" + kId + "/layout").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
   return target;
@@ -142,8 +172,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t bytes) {
     const fuzz::Bytes right = fuzz::rightMessage();
     const bool entitled = along == 0 && std::equal(message.begin(), message.end(), right.begin(), right.end());
     if (got != (entitled ? 1 : 0)) fuzz::broken("a message got " + std::to_string(got) + " descriptors");
-    if (!entitled && !answer.empty()) {
-      const json::Value refusal = json::parse(answer);
+    const json::Value refusal = answer.empty() || entitled ? json::Value{} : json::parse(answer);
+    if (refusal.find("ok") != nullptr) {
+      const fuzz::Bytes giving = fuzz::rightGiving();
+      const bool mayGive = message.size() == giving.size() && std::equal(message.begin(), message.begin() + 56, giving.begin());
+      if (!mayGive) fuzz::broken("a wrong giving was taken");
+    } else if (!entitled && !answer.empty()) {
       for (const char* name : {"code", "message", "field"}) {
         if (refusal.find(name) == nullptr || refusal.find(name)->text.empty()) fuzz::broken("a refusal without " + std::string(name) + ": " + answer);
       }

@@ -433,7 +433,7 @@ int run(const std::string& folder, int seconds) {
   if (a.run(held.id, LoadOrder{held.files, 1})->kind != Report::Kind::kDone) broken("the model cannot be loaded");
   std::filesystem::create_directories(folder + "/c/holdings");
   const std::string socket = folder + "/fd.sock";
-  DescriptorServer server(socket, std::make_shared<StoreView>(folder + "/a", ""), [](const DescriptorEvent&) {});
+  DescriptorServer server(socket, std::make_shared<StoreView>(folder + "/a", ""), [](std::unique_ptr<DescriptorEvent>) {});
   ProcessWatcher watcher([](uint64_t) {});
 
   std::vector<std::thread> threads;

@@ -17,6 +17,7 @@ const TARGETS: Record<string, number> = {
   json: 100_000,
   layout: 100_000,
   safetensors: 100_000,
+  tensor_list: 100_000,
   weight_index: 100_000,
   frame: 100_000,
   model_folder: 100_000,

@@ -89,7 +89,9 @@ t.test(`${MUTATIONS} changed records, seed ${SEED}`, { timeout: 380_000 }, async
   const texts: string[] = [];
   for (const record of records) {
     await writeRecord(folder, record);
-    texts.push(readFileSync(`${folder}/record.json`, "utf8"));
+    // Without the record's own digest, which would refuse nearly all before another check is reached.
+    const { digest: _, ...unproved } = JSON.parse(readFileSync(`${folder}/record.json`, "utf8"));
+    texts.push(JSON.stringify(unproved, undefined, 1));
   }
   const tokens = ['"__proto__":', '{"toString":1}', "null", "[]", "{}", "1e999", '"\\ud800"', ","].map((token) =>
     Buffer.from(token),

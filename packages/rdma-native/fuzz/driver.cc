@@ -36,7 +36,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Leaks are looked for after so many inputs; the inputs of a run with a leak are then run again one by one.
+// Leaks are looked for after so many inputs.
 constexpr size_t kLeakCheckInputs = 2000;
 constexpr size_t kMaxInputBytes = 1 << 20;
 constexpr size_t kMaxPool = 4096;
@@ -59,13 +59,14 @@ struct Shared {
   uint64_t inputBytes = 0;
   uint64_t inputs = 0, pool = 0, edges = 0, slowestUs = 0, leakChecks = 0;
   bool leaks = false;
+  int batch = -1;
   uint8_t input[kMaxInputBytes];
 };
 
 struct Outcome {
   bool failed = false;
   std::string what;
-  bool hung = false;
+  bool hung = false, leak = false;
 };
 
 Shared* shared = nullptr;
@@ -90,6 +91,9 @@ __attribute__((noinline)) void clearStack() {
   for (volatile uint8_t& byte : below) byte = 0;
 }
 
+// A register or an old place on the stack may still hold what one run lost: not what many runs lost.
+constexpr int kLeakRuns = 20;
+
 bool leaked() {
   if (!shared->leaks) return false;
   clearStack();
@@ -97,7 +101,27 @@ bool leaked() {
   return __lsan_do_recoverable_leak_check() != 0;
 }
 
-// Runs inputs and looks for leaks; ends the process at a leak with the input that has it as the shared one.
+// Inputs that the running process hands to the watching one, through a file that both have.
+void writeBatch(const std::vector<Bytes>& inputs) {
+  std::ofstream file("/proc/self/fd/" + std::to_string(shared->batch), std::ios::binary | std::ios::trunc);
+  for (const Bytes& input : inputs) {
+    const uint64_t bytes = input.size();
+    file.write(reinterpret_cast<const char*>(&bytes), sizeof(bytes));
+    file.write(reinterpret_cast<const char*>(input.data()), static_cast<std::streamsize>(bytes));
+  }
+}
+
+std::vector<Bytes> readBatch() {
+  std::ifstream file("/proc/self/fd/" + std::to_string(shared->batch), std::ios::binary);
+  std::vector<Bytes> inputs;
+  for (uint64_t bytes = 0; file.read(reinterpret_cast<char*>(&bytes), sizeof(bytes));) {
+    inputs.emplace_back(bytes);
+    file.read(reinterpret_cast<char*>(inputs.back().data()), static_cast<std::streamsize>(bytes));
+  }
+  return inputs;
+}
+
+// Runs inputs and looks for leaks; a leak ends the process, and one of the batch's inputs has it.
 class Runner {
  public:
   void run(const Bytes& input) {
@@ -107,11 +131,7 @@ class Runner {
   }
   void checkLeaks() {
     if (leaked()) {
-      for (const Bytes& input : since_) {
-        runOne(input);
-        if (leaked()) std::_Exit(kLeakExit);
-      }
-      std::fprintf(stderr, "fuzz: no single input of the last %zu leaks\n", since_.size());
+      writeBatch(since_);
       std::_Exit(kLeakExit);
     }
     since_.clear();
@@ -187,9 +207,9 @@ Outcome watch(const Options& options, bool quiet, const Body& body) {
     int status = 0;
     if (::waitpid(child, &status, WNOHANG) == child) {
       if (status == 0) return {};
-      if (hung) return {true, "it did not end within " + std::to_string(options.limitMs) + " ms", true};
-      if (WIFEXITED(status) && WEXITSTATUS(status) == kLeakExit) return {true, "memory leaked", false};
-      return {true, WIFEXITED(status) ? "a sanitizer or a check ended it" : "signal " + std::to_string(WTERMSIG(status)) + " ended it", false};
+      if (hung) return {true, "it did not end within " + std::to_string(options.limitMs) + " ms", true, false};
+      if (WIFEXITED(status) && WEXITSTATUS(status) == kLeakExit) return {true, "memory leaked", false, true};
+      return {true, WIFEXITED(status) ? "a sanitizer or a check ended it" : "signal " + std::to_string(WTERMSIG(status)) + " ended it", false, false};
     }
     const uint64_t begun = shared->begun;
     if (begun != seen || !shared->running) {
@@ -211,7 +231,7 @@ Outcome watch(const Options& options, bool quiet, const Body& body) {
 Bytes shorten(Bytes input, const Options& options) {
   const auto fails = [&](const Bytes& candidate) {
     return watch(options, true, [&] {
-             runOne(candidate);
+             for (int i = 0; i < kLeakRuns; i++) runOne(candidate);
              if (leaked()) std::_Exit(kLeakExit);
            })
         .failed;
@@ -231,6 +251,22 @@ Bytes shorten(Bytes input, const Options& options) {
   return input;
 }
 
+// The one of a batch that leaks, by halves, each in a process of its own.
+Bytes findLeak(std::vector<Bytes> batch, const Options& options) {
+  while (batch.size() > 1) {
+    const auto middle = batch.begin() + static_cast<std::ptrdiff_t>(batch.size() / 2);
+    const std::vector<Bytes> first(batch.begin(), middle), second(middle, batch.end());
+    const Outcome outcome = watch(options, true, [&] {
+      for (const Bytes& input : first) {
+        for (int i = 0; i < kLeakRuns; i++) runOne(input);
+      }
+      if (leaked()) std::_Exit(kLeakExit);
+    });
+    batch = outcome.failed ? first : second;
+  }
+  return batch.empty() ? Bytes{} : batch.front();
+}
+
 std::string keep(const Target& target, const Bytes& input, const Options& options) {
   if (options.failures.empty()) return "";
   std::filesystem::create_directories(options.failures);
@@ -242,9 +278,11 @@ std::string keep(const Target& target, const Bytes& input, const Options& option
 // A process that another one traces cannot look for leaks: LeakSanitizer ends it.
 bool leaksCanBeSeen(const Options& options) {
   return !watch(options, true, [] {
-            auto* volatile lost = new uint8_t[64];
-            static_cast<void>(lost);
-            lost = nullptr;
+            for (int i = 0; i < kLeakRuns; i++) {
+              auto* volatile lost = new uint8_t[64];
+              static_cast<void>(lost);
+              lost = nullptr;
+            }
             if (__lsan_do_recoverable_leak_check() == 0) std::_Exit(1);
           }).failed;
 }
@@ -277,6 +315,7 @@ int drive(int count, char** words) {
   void* memory = ::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return 2;
   shared = new (memory) Shared;
+  shared->batch = ::memfd_create("batch", MFD_CLOEXEC);
   const Target target = describe();
   shared->leaks = leaksCanBeSeen(options);
   const auto start = Clock::now();
@@ -287,7 +326,7 @@ int drive(int count, char** words) {
     }
     Runner runner;
     for (const std::string& path : options.files) {
-      runner.run(readFile(path));
+      for (int i = 0; i < kLeakRuns; i++) runner.run(readFile(path));
       runner.checkLeaks();
     }
   });
@@ -297,6 +336,7 @@ int drive(int count, char** words) {
   const uint64_t inputs = shared->inputs;
   if (outcome.failed) {
     Bytes input(shared->input, shared->input + shared->inputBytes);
+    if (outcome.leak && options.files.empty()) input = findLeak(readBatch(), options);
     // A hang would take the limit for each try.
     if (options.files.empty() && !outcome.hung) input = shorten(input, options);
     bytes = input.size();

@@ -85,7 +85,7 @@ t.test("every input that once failed is taken as it should be", async (t) => {
     );
     const done = await run(target, files);
     t.equal(done.outcome.failed, false, `${target}: ${done.stderr.slice(-3000)}`);
-    t.equal(done.outcome.inputs, files.length, `${target}: ${files.length} inputs ran`);
+    t.ok(done.outcome.inputs >= files.length, `${target}: ${files.length} inputs ran`);
   }
 });
 

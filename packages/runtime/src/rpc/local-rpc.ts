@@ -19,6 +19,7 @@ import {
 } from "@connectrpc/connect/protocol-connect";
 import { fastifyConnectPlugin } from "@connectrpc/connect-fastify";
 import type { FastifyInstance, FastifyRequest } from "fastify";
+import { WeightlineError } from "../error.ts";
 import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import type { ServiceRoute } from "./grpc-server.ts";
 import { malformedRequest, REQUEST_ID_METADATA, toConnectError } from "./rpc-error.ts";
@@ -54,6 +55,18 @@ function isUnreadable(error: unknown): error is ConnectError {
 const UNDECODABLE = /^parse binary: /;
 /** What a failure of ours is called. */
 const OWN_FAILURE = /^internal error/;
+
+/** What the reading of a request threw, in words; anything else as it is. */
+function readableFault(typeName: string, thrown: unknown): unknown {
+  if (isUnreadable(thrown)) {
+    return malformedRequest(typeName, thrown.rawMessage.replace(UNDECODABLE, ""));
+  }
+  // How Node words a connection that closed before the request was whole.
+  const { code, message } = thrown instanceof Error ? (thrown as NodeJS.ErrnoException) : {};
+  return code === "ECONNRESET" && message === "aborted"
+    ? new WeightlineError("Cancelled", "the caller left in the middle of its request", { cause: thrown })
+    : thrown;
+}
 
 /** Connect decodes the message of a unary call outside of interceptors: its answer is put right here. */
 function withReadableFaults(handler: UniversalHandler): UniversalHandler {
@@ -91,9 +104,7 @@ function errorInterceptor(onFailure: LocalRpcOptions["onFailure"]): Interceptor 
   return (next) => async (request) => {
     const name = `${request.service.typeName}/${request.method.name}`;
     const translate = (thrown: unknown) => {
-      const error = isUnreadable(thrown)
-        ? malformedRequest(request.method.input.typeName, thrown.rawMessage.replace(UNDECODABLE, ""))
-        : thrown;
+      const error = readableFault(request.method.input.typeName, thrown);
       const call = request.contextValues.get(requestKey) ?? { id: newRequestId(), failed: false };
       call.failed = true;
       return failCall(name, error, call.id, onFailure);

@@ -152,6 +152,23 @@ t.test("two million names are taken, one more is refused", async (t) => {
   t.match(more, { code: "InvalidArgument", value: "2000001", limit: "2000000" });
 });
 
+t.test("a list of 256 MiB is read, one byte more is not", async (t) => {
+  const list = (bytes: number) => `b'{"a":{"dtype":"U8","shape":[1]}}' + b" " * (${bytes} - 32)`;
+  const order = async (bytes: number) =>
+    mover.order({
+      kind: "arrange",
+      holdingId: newId(),
+      memory: await sealed(list(bytes)),
+      algorithm: "xxh3-128",
+    });
+  t.equal((await order(256 << 20)).scanned?.itemCount, 1n);
+  t.match(await failure(order((256 << 20) + 1)), {
+    code: "InvalidArgument",
+    value: "268435457",
+    limit: "268435456",
+  });
+});
+
 t.test("segments are copied in any order, again where they are there, and finish waits for all", async (t) => {
   const { holdingId, segments } = await arrange(json({ a: u8(2 * GIBIBYTE), b: u8(100_000), c: u8(GIBIBYTE) }));
   t.equal(segments.length, 3);

@@ -1,5 +1,5 @@
 // mxctl doctor against running programs, whole and broken.
-import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { NodeState } from "@weightline/proto/common";
 import { AnnounceVerdict, NodeService } from "@weightline/proto/node";
@@ -32,8 +32,8 @@ const a = await cluster.startAgent("a", [], {
 const b = await cluster.startAgent("b");
 const model = `${cluster.folder}/m.safetensors`;
 writeTensors(model, { w: { dtype: "U8", shape: [3_000_000] } });
-t.equal((await cluster.mxctl(["load", model, "--model-name", "m"], a)).code, 0);
-t.equal((await cluster.mxctl(["pull", "--model-name", "m"], b)).code, 0);
+const loaded = await cluster.mxctl(["load", model, "--model-name", "m"], a);
+const pulled = await cluster.mxctl(["pull", "--model-name", "m"], b);
 
 /** Checks by name, with the exit code. */
 async function examine(agent: Agent): Promise<{ code: number | null; stderr: string; checks: Map<string, Check> }> {
@@ -42,6 +42,8 @@ async function examine(agent: Agent): Promise<{ code: number | null; stderr: str
 }
 
 t.test("a node that works: every check, no error, exit 0", async (t) => {
+  t.equal(loaded.code, 0, loaded.stderr);
+  t.equal(pulled.code, 0, pulled.stderr);
   const { code, stderr, checks } = await examine(b);
   t.equal(code, 0, stderr);
   for (const name of [
@@ -181,6 +183,8 @@ t.test(
 );
 
 t.test("a caller who is no operator gets a note, not the node's details", async (t) => {
+  // The run's folder is its maker's alone.
+  chmodSync(cluster.folder, 0o755);
   const done = await mxctl(["--endpoint", cluster.controlPlane(), "--socket", a.socket, "doctor", "-o", "json"], {
     wrapper: ["setpriv", "--reuid=65534", "--clear-groups"],
   });

@@ -32,6 +32,11 @@ run_tap() {
   f=$(sed -nE 's/.*fail: ([0-9]+).*/\1/p' <<<"$totals")
   s=$(sed -nE 's/.*skip: ([0-9]+).*/\1/p' <<<"$totals")
   passed=$((passed + ${p:-0})) failed=$((failed + ${f:-0})) skipped=$((skipped + ${s:-0}))
+  # A file whose tests come after its end is told there alone, and counted as passed.
+  if grep -qE 'after automatic end|after parent test ends' ".tap/$name.log"; then
+    echo "== tests of a file came after its end: see .tap/$name.log"
+    failed=$((failed + 1))
+  fi
   if [ $code -ne 0 ] || [ "${f:-0}" != 0 ]; then
     [ "${f:-0}" != 0 ] || failed=$((failed + 1))
     echo "== failures of $name (all of it in .tap/$name.tap)"

@@ -321,7 +321,13 @@ t.test(`local API: ${MESSAGES} changed requests, seed ${SEED}`, { timeout: TIME_
       for (const answer of answers) {
         const code = connectCode(answer);
         if ((code !== undefined && !CONNECT_CODES.has(code)) || (answer.status >= 500 && code === undefined)) {
-          t.fail(`status ${answer.status}, code ${code}: ${answer.body.toString("latin1").slice(0, 300)}`);
+          const text = answer.body.toString("latin1");
+          const id = /request ([0-9a-f]{8})/.exec(text)?.[1] ?? "-";
+          const cause = agent.program
+            .output()
+            .split("\n")
+            .filter((line) => line.includes(id));
+          t.fail(`status ${answer.status}, code ${code}: ${text.slice(0, 300)}\n${cause.join("\n")}`);
         }
         const kind = `${answer.status} ${code ?? ""}`.trim();
         kinds.set(kind, (kinds.get(kind) ?? 0) + 1);

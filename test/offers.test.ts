@@ -259,6 +259,24 @@ t.test("an offer that ends: who waits for it goes on with a holder elsewhere", a
   await evict(b, "two");
 });
 
+t.test("a caller's own deadline, in its request's header, is a deadline", async (t) => {
+  const output = await python(
+    a,
+    `
+import json
+from weightline import transport
+filling = agent.offer(identity=ident("late"), tensors=[("w", "U8", (9,))])
+body = json.dumps({"wanted": {"identity": {"modelName": "late", "extraParameters": {"weightline.kind": "tensors"}}}}).encode()
+connection = transport._UnixConnection(agent.path, 20)
+headers = {"Content-Type": "application/connect+json", "Connect-Timeout-Ms": "300"}
+connection.request("POST", transport.SERVICE + "Acquire", struct.pack(">BI", 0, len(body)) + body, headers)
+print(b'"code":"deadline_exceeded"' in connection.getresponse().read())
+filling.withdraw()`,
+  );
+  t.equal(output, "True");
+  t.ok(await nothingLeft(a, 0));
+});
+
 t.test("two pods, one identity: the second is told to wait and attaches, or goes on by itself", async (t) => {
   const first = pod(
     a,

@@ -1,7 +1,7 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { HandlerContext } from "@connectrpc/connect";
 import { AgentService, type HeldSchema, type StatusResponseSchema } from "@weightline/proto/local";
-import { route, type ServiceRoute, toWeightlineError, WeightlineError } from "@weightline/runtime";
+import { fromRpcError, route, type ServiceRoute, WeightlineError } from "@weightline/runtime";
 import type { Doctor } from "../doctor/doctor.ts";
 import type { AcquireOutcome, Acquirer } from "../fills/acquirer.ts";
 import type { FillBoard } from "../fills/fill-board.ts";
@@ -141,7 +141,8 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
                 cause: error,
               },
             )
-          : toWeightlineError(error);
+          : // A deadline in the request's own header ends it with an error of the RPC's.
+            fromRpcError(error);
         options.onAcquire(known.code, (performance.now() - started) / 1000);
         throw known;
       } finally {

@@ -184,8 +184,10 @@ export function refuseLocalCall(request: IncomingMessage, response: ServerRespon
   const asked = request.headers["content-type"] ?? "";
   if (parseContentType(asked)?.stream === true) {
     const end = endStreamToJson(new Headers(), toConnectError(error), undefined);
-    response.writeHead(200, { "content-type": asked });
-    response.end(encodeEnvelope(endStreamFlag, Buffer.from(JSON.stringify(end))));
+    const body = encodeEnvelope(endStreamFlag, Buffer.from(JSON.stringify(end)));
+    // With its length: HTTP/1.0 has no other way to tell where it ends on a connection that stays.
+    response.writeHead(200, { "content-type": asked, "content-length": body.length });
+    response.end(body);
   } else {
     const { status, contentType, body } = unaryAnswer(error);
     response.writeHead(status, { "content-type": contentType, "content-length": body.length });

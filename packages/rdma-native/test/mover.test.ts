@@ -384,3 +384,10 @@ t.test(
     }
   },
 );
+
+t.test("orders that have ended do not count: a thousand, each given when the last is done", async (t) => {
+  for (let i = 0; i < 1000; i++) {
+    await parent.order({ kind: "revoke", holdingId: newId() });
+  }
+  t.pass("none was refused");
+});

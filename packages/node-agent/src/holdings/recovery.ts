@@ -1,5 +1,5 @@
 import { lstat, readdir, rm } from "node:fs/promises";
-import { type Logger, toWeightlineError, WeightlineError } from "@weightline/runtime";
+import { type ErrorCode, type Logger, toWeightlineError, WeightlineError } from "@weightline/runtime";
 import { persistentOrder } from "../fills/persistent-order.ts";
 import { type LayoutHeader, readLayoutHeader } from "../layout-reader.ts";
 import type { MoverClient } from "../mover/mover-client.ts";
@@ -36,6 +36,8 @@ export interface Recovered {
 
 /** How long the start waits for the memory of one that is on its way out; a process may have it mapped for ever. */
 const EVICT_PATIENCE_MS = 2000;
+/** What a failed check must say for a holding to be deleted: its files are wrong, or not there. */
+const AGAINST_THE_BYTES: readonly ErrorCode[] = ["Corrupt", "NotFound"];
 /** One check waits for the mover's answer most of its time. */
 const CHECKS_AT_ONCE = 8;
 const BLOCK_BYTES = 512;
@@ -195,16 +197,16 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
       }
       result.complete += 1;
     } catch (error) {
-      if (error instanceof MoverLostError) {
-        // The mover's fault is no proof against the bytes: nothing is deleted for it, and nothing unproved is served.
-        registry.remove(holding.id);
-        await leaveAlone(
-          holding.id,
-          "the mover ended again and again while it was checked; the next start tries again",
-        );
+      const known = toWeightlineError(error);
+      if (AGAINST_THE_BYTES.includes(known.code)) {
+        await evict(holding, known.message);
         return;
       }
-      await evict(holding, toWeightlineError(error).message);
+      // What else goes wrong is no proof against the bytes: nothing is deleted for it, and nothing unproved is served.
+      registry.remove(holding.id);
+      const why =
+        error instanceof MoverLostError ? "the mover ended again and again while it was checked" : known.message;
+      await leaveAlone(holding.id, `${why}; the next start tries again`);
     }
   };
 

@@ -77,6 +77,7 @@ async function readNodeFile(path: string): Promise<NodeFile | undefined> {
       Number.isSafeInteger(epoch) &&
       epoch >= 0 &&
       epoch < EPOCH_MAX &&
+      typeof id === "string" &&
       STORE_ID.test(id) &&
       typeof minReader === "number"
     ) {

@@ -76,13 +76,17 @@ void Mover::order(Order order) {
 
 void Mover::start(Order order) {
   std::lock_guard lock(mutex_);
+  // Those that have ended stay until the next tick, and do not count.
+  size_t busy = 0;
   for (const auto& running : running_) {
-    if (running->order.id == order.id && !running->done) {
+    if (running->done) continue;
+    busy++;
+    if (running->order.id == order.id) {
       throw Fault(Code::kAlreadyExists, "an order with id " + std::to_string(order.id) + " is running").field("id").value(std::to_string(order.id));
     }
   }
-  if (running_.size() >= kMaxRunningOrders) {
-    throw Fault(Code::kResourceExhausted, "the mover runs " + std::to_string(running_.size()) + " orders already").field("orders").limit(std::to_string(kMaxRunningOrders));
+  if (busy >= kMaxRunningOrders) {
+    throw Fault(Code::kResourceExhausted, "the mover runs " + std::to_string(busy) + " orders already").field("orders").limit(std::to_string(kMaxRunningOrders));
   }
   auto running = std::make_shared<Running>();
   running->order = std::move(order);

@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { createCluster } from "../test/support/cluster.ts";
 import { writeTensors } from "../test/support/safetensors-file.ts";
-import { type BenchResult, check, cpuSeconds, machineName } from "./measure.ts";
+import { type BenchResult, check, exactCpuSeconds, machineName } from "./measure.ts";
 
 const HOLDINGS = 1000;
 const WINDOW_S = 5;
@@ -29,9 +29,9 @@ export async function run(runs: number): Promise<BenchResult> {
       await agent.program.stop();
       agent = await cluster.startAgent("a", [...flags, "--announce-interval", interval]);
       await sleep(1500);
-      const before = cpuSeconds(agent.program.pid);
+      const before = exactCpuSeconds(agent.program.pid);
       await sleep(WINDOW_S * 1000);
-      return cpuSeconds(agent.program.pid) - before;
+      return exactCpuSeconds(agent.program.pid) - before;
     };
     for (let i = 0; i < runs; i++) {
       await agent.program.stop();

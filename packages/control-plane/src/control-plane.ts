@@ -16,8 +16,8 @@ import {
 } from "@weightline/runtime";
 import { addAdminApi } from "./admin-api.ts";
 import type { ControlPlaneConfiguration } from "./configuration.ts";
+import { createDirectory } from "./directory/create-directory.ts";
 import { measuredDirectory } from "./directory/measured-directory.ts";
-import { createMemoryDirectory } from "./directory/memory-directory.ts";
 import { createFleet } from "./services/fleet.ts";
 import { createNodeService } from "./services/node-service.ts";
 import { createP2pService } from "./services/p2p-service.ts";
@@ -54,14 +54,21 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
   ]);
   const nodes = metrics.gauge("weightline_nodes", "Known nodes", ["state"]);
 
-  const directory = measuredDirectory(
-    createMemoryDirectory({
-      heartbeatTimeoutMs: configuration.heartbeatTimeoutMs,
-      gcTimeoutMs: configuration.gcTimeoutMs,
-      announceIntervalMs: configuration.announceIntervalMs,
-      reaperIntervalMs: configuration.reaperIntervalMs,
-    }),
-    (operation, seconds) => directorySeconds.observe({ backend: "memory", operation }, seconds),
+  const backendFailures = metrics.counter("weightline_directory_failures_total", "Failed commands to the backend", [
+    "backend",
+    "kind",
+  ]);
+  const backendReconnects = metrics.counter(
+    "weightline_directory_reconnects_total",
+    "Connections to the backend that came back",
+    ["backend"],
+  );
+  const backend = createDirectory(configuration, log, {
+    failed: (kind) => backendFailures.inc({ backend: "redis", kind }),
+    reconnected: () => backendReconnects.inc({ backend: "redis" }),
+  });
+  const directory = measuredDirectory(backend, (operation, seconds) =>
+    directorySeconds.observe({ backend: backend.backend, operation }, seconds),
   );
   life.add({ name: "directory", stop: () => directory.close() });
   const fleet = createFleet(directory);
@@ -76,6 +83,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
 
   const bind = configuration.host === "" ? ["::", "0.0.0.0"] : [configuration.host];
   try {
+    await directory.ready();
     const server = await createGrpcServer({
       bind,
       port: configuration.port,

@@ -16,7 +16,8 @@ export interface RedisAddress {
   tls: boolean;
 }
 
-const FORMS =
+/** What REDIS_URL may look like. */
+export const REDIS_URL_FORMS =
   "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], rediss:// (TLS), unix:///PATH[?db=N], redis-sentinel://HOST:PORT,HOST:PORT/PRIMARY[/DATABASE] or redis-cluster://HOST:PORT,HOST:PORT (rediss-... with TLS)";
 const SCHEME = /^(redis|rediss|redis-sentinel|rediss-sentinel|redis-cluster|rediss-cluster|unix|redis\+unix):\/\//;
 const PORT = 6379;
@@ -32,7 +33,11 @@ const MUST_ENCODE = new Map([
 ]);
 
 function refuse(why: string, wayOut: string): never {
-  throw new WeightlineError("InvalidArgument", `REDIS_URL: ${why}`, { field: "REDIS_URL", limit: FORMS, wayOut });
+  throw new WeightlineError("InvalidArgument", `REDIS_URL: ${why}`, {
+    field: "REDIS_URL",
+    limit: REDIS_URL_FORMS,
+    wayOut,
+  });
 }
 
 function encodeHint(character: string): never {
@@ -120,7 +125,7 @@ function readUnix(rest: string): RedisAddress {
 export function parseRedisUrl(text: string): RedisAddress {
   const scheme = SCHEME.exec(text)?.[1];
   if (scheme === undefined) {
-    return refuse("it does not begin with a known scheme", `use ${FORMS}`);
+    return refuse("it does not begin with a known scheme", `use ${REDIS_URL_FORMS}`);
   }
   const rest = text.slice(scheme.length + 3);
   if (scheme.endsWith("unix")) {

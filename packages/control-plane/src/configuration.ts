@@ -74,6 +74,14 @@ export const CONTROL_PLANE_OPTIONS = {
     default: 9401,
     description: "HTTP port of /metrics, /healthz, /readyz and the admin API (0: off)",
   }),
+  drainTimeoutMs: option({
+    type: duration(0, 600_000),
+    yaml: "server.drain_timeout",
+    flag: "--drain-timeout",
+    env: ["MODEL_EXPRESS_DRAIN_TIMEOUT"],
+    default: 10_000,
+    description: "how long running calls may take to end after SIGTERM; keep it below the pod's grace period",
+  }),
   metadataBackend: option({
     type: choice(BACKENDS),
     env: ["MX_METADATA_BACKEND"],
@@ -129,7 +137,12 @@ export const CONTROL_PLANE_OPTIONS = {
     description: "file to log to; standard error by default",
     check: checkLogFile,
   }),
-  logStructured: unused(toggle, false, "use logging.format json", { yaml: "logging.structured" }),
+  logStructured: option({
+    type: toggle,
+    yaml: "logging.structured",
+    default: false,
+    description: "log one JSON object a line, whatever logging.format says",
+  }),
   databasePath: unused(text, "./models.db", LATER_MODELS, {
     yaml: "database.path",
     flag: "--database-path",
@@ -237,6 +250,26 @@ export const CONTROL_PLANE_OPTIONS = {
     env: ["MX_STATUS_TTL_SECS"],
     default: 3_600_000,
     description: "least lifetime of a key in Redis that nothing renews",
+  }),
+  huggingFace: unused(text, "", LATER_MODELS, {
+    env: ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT"],
+    secret: true,
+  }),
+  ngc: unused(text, "", LATER_MODELS, {
+    env: ["NGC_API_KEY", "NGC_CLI_API_KEY", "NGC_CLI_HOME", "NGC_API_ENDPOINT", "NGC_AUTH_ENDPOINT"],
+    secret: true,
+  }),
+  googleCredentials: unused(text, "", LATER_MODELS, { env: ["GOOGLE_APPLICATION_CREDENTIALS"], secret: true }),
+  aws: unused(text, "", LATER_MODELS, {
+    env: [
+      "AWS_ACCESS_KEY_ID",
+      "AWS_SECRET_ACCESS_KEY",
+      "AWS_SESSION_TOKEN",
+      "AWS_DEFAULT_REGION",
+      "AWS_REGION",
+      "AWS_ENDPOINT_URL",
+    ],
+    secret: true,
   }),
 };
 

@@ -23,7 +23,7 @@ await runProgram(PROGRAM, async () => {
   const log = createLogger({
     program: "control-plane",
     level: values.logLevel,
-    format: values.logFormat,
+    format: values.logStructured ? "json" : values.logFormat,
     file: values.logFile,
   });
   for (const notice of configuration.notices) {

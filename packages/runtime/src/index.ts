@@ -1,5 +1,6 @@
 export { BOUNDED_LINES_PER_SECOND, type BoundedLog, createBoundedLog, type EventFields } from "./bounded-log.ts";
 export { formatByteSize, parseByteSize } from "./byte-size.ts";
+export { type ConfigGeneratorOptions, runConfigGenerator } from "./configuration/config-generator.ts";
 export {
   COMMON_FLAGS,
   type Configuration,
@@ -8,7 +9,8 @@ export {
   readConfiguration,
   tableEntries,
 } from "./configuration/configuration.ts";
-export { effectiveText, helpText, sampleText } from "./configuration/configuration-text.ts";
+export { effectiveText, helpText, referenceRows, sampleText } from "./configuration/configuration-text.ts";
+export { schemaText } from "./configuration/json-schema.ts";
 export { acceptsNone, type Fault, type Option, type OptionValues, option } from "./configuration/option.ts";
 export * as optionTypes from "./configuration/option-types.ts";
 export { configureProgram, type ProgramDescription } from "./configuration/program-configuration.ts";

@@ -176,8 +176,11 @@ export const CONTROL_PLANE_OPTIONS = {
   redisUrl: unused(text, "", LATER_REDIS, { env: ["REDIS_URL"], secret: true }),
   redisHost: unused(text, "", LATER_REDIS, { env: ["MX_REDIS_HOST", "REDIS_HOST"] }),
   redisPort: unused(port, 6379, LATER_REDIS, { env: ["MX_REDIS_PORT", "REDIS_PORT"] }),
-  reaperInterval: unused(integer(1, 86_400), 30, "nothing is scanned periodically", {
+  reaperIntervalMs: option({
+    type: seconds(1, 86_400),
     env: ["MX_REAPER_SCAN_INTERVAL_SECS"],
+    default: 30_000,
+    description: "how often workers that are over are looked for and removed",
   }),
   statusTtl: unused(integer(1, 604_800), 3600, "records live as long as their heartbeats", {
     env: ["MX_STATUS_TTL_SECS"],

@@ -1,6 +1,5 @@
 import { readFileSync } from "node:fs";
 import { ApiService } from "@weightline/proto/api";
-import { NodeState } from "@weightline/proto/common";
 import { HealthService } from "@weightline/proto/health";
 import { ModelService } from "@weightline/proto/model";
 import { NodeService } from "@weightline/proto/node";
@@ -60,6 +59,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
       heartbeatTimeoutMs: configuration.heartbeatTimeoutMs,
       gcTimeoutMs: configuration.gcTimeoutMs,
       announceIntervalMs: configuration.announceIntervalMs,
+      reaperIntervalMs: configuration.reaperIntervalMs,
     }),
     (operation, seconds) => directorySeconds.observe({ backend: "memory", operation }, seconds),
   );
@@ -68,13 +68,9 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
   const health = createHealthStatus(SERVICES.map(({ typeName }) => typeName));
   let draining = false;
   metrics.onCollect(async () => {
-    const states = (await directory.nodes()).map(({ state }) => state);
-    for (const [state, name] of [
-      [NodeState.READY, "ready"],
-      [NodeState.DRAINING, "draining"],
-      [NodeState.LOST, "lost"],
-    ] as const) {
-      nodes.set({ state: name }, states.filter((other) => other === state).length);
+    const size = await directory.size();
+    for (const state of ["ready", "draining", "lost"] as const) {
+      nodes.set({ state }, size.nodes[state]);
     }
   });
 

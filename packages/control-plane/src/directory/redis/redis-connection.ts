@@ -1,6 +1,7 @@
 import { createBoundedLog, type Logger, WeightlineError } from "@weightline/runtime";
 import { type RedisOptions as AllRedisOptions, Cluster, Redis } from "ioredis";
 import type { Clock } from "../directory.ts";
+import { keyTypes, type Touched } from "./key-types.ts";
 import { describeRedis, type RedisAddress } from "./redis-address.ts";
 import { createRedisClock, type RedisClock } from "./redis-clock.ts";
 import { SCRIPT_NAMES, type ScriptName, scriptText } from "./scripts.ts";
@@ -40,8 +41,16 @@ export interface RedisConnection {
   readonly generation: number;
   /** Resolves when it is connected, or after CONNECT_TIMEOUT_MS. */
   readonly firstReady: Promise<void>;
-  /** Runs a script; the first of its reply is Redis's time. Rejects with Unavailable within the timeout. */
-  run(script: ScriptName, args: (string | number | Buffer)[], form?: "text" | "bytes"): Promise<ScriptReply[]>;
+  /**
+   * Runs a script; the first of its reply is Redis's time. Rejects with Unavailable within the timeout. A key among those
+   * that it touches which somebody gave another type is removed first, as if Redis had lost it.
+   */
+  run(
+    script: ScriptName,
+    args: (string | number | Buffer)[],
+    touched: Touched,
+    form?: "text" | "bytes",
+  ): Promise<ScriptReply[]>;
   /** Rejects with Unavailable unless Redis takes writes. */
   checkWritable(): Promise<void>;
   /** Plain reads that no script is needed for. */
@@ -162,11 +171,42 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
   });
 
   const scripts = client as unknown as Record<string, (...args: unknown[]) => Promise<ScriptReply[]>>;
-  /** Pages of keys, each page one pipeline. */
+  const call = async (script: ScriptName, args: (string | number | Buffer)[], form: "text" | "bytes") => {
+    const sentAt = time.monotonicMs();
+    const command = scripts[form === "text" ? script : `${script}Buffer`];
+    const reply = (await command?.call(client, `${prefix}sources`, prefix, ...args)) ?? [];
+    clock.observe(sentAt, time.monotonicMs(), Number(String(reply[0])));
+    return reply;
+  };
+
+  /** Runs a command, and once more where a key of those given had another type than it should: then that key is removed. */
+  const repaired = <T>(command: () => Promise<T>, types: string[]): Promise<T> =>
+    guarded(async () => {
+      try {
+        return await command();
+      } catch (error) {
+        if (!(error instanceof Error && kindOf(error) === "type")) {
+          throw error;
+        }
+        const [, ...removed] = await call("repair", types, "text");
+        observer.failed("type");
+        const keys = removed.slice(0, 5).map(String);
+        bounded(
+          "warn",
+          { event: "redis-key-repaired", keys },
+          `${name} held another type under a key of the directory; removed`,
+        );
+        return await command();
+      }
+    });
+
+  /** Hashes by their keys, a page of them in one pipeline. */
   const paged = async <T>(keys: string[], command: (key: string) => Promise<T>): Promise<T[]> => {
     const results: T[] = [];
     for (let i = 0; i < keys.length; i += PAGE) {
-      results.push(...(await guarded(() => Promise.all(keys.slice(i, i + PAGE).map(command)))));
+      const page = keys.slice(i, i + PAGE);
+      const types = page.flatMap((key) => [key, "hash"]);
+      results.push(...(await repaired(() => Promise.all(page.map(command)), types)));
     }
     return results;
   };
@@ -178,19 +218,12 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
     get generation() {
       return generation;
     },
-    run: (script, args, form = "text") =>
-      guarded(async () => {
-        const sentAt = time.monotonicMs();
-        const command = scripts[form === "text" ? script : `${script}Buffer`];
-        const reply = (await command?.call(client, `${prefix}sources`, prefix, ...args)) ?? [];
-        clock.observe(sentAt, time.monotonicMs(), Number(String(reply[0])));
-        return reply;
-      }),
+    run: (script, args, touched, form = "text") => repaired(() => call(script, args, form), keyTypes(prefix, touched)),
     checkWritable: () =>
       guarded(async () => {
         await client.set(`${prefix}health`, "written by health checks", "PX", HEALTH_TTL_MS);
       }),
-    members: (key) => guarded(() => client.zrange(key, "0", "-1")),
+    members: (key) => repaired(() => client.zrange(key, "0", "-1"), [key, "zset"]),
     hashes: (keys) => paged(keys, (key) => client.hgetall(key)),
     counts: (keys) => paged(keys, (key) => client.hlen(key)),
     close: () => client.disconnect(),

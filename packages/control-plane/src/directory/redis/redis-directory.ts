@@ -103,7 +103,7 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
       const synced = await Promise.all(page.map(cache.sync));
       views.push(...synced.filter((view) => view !== undefined));
       const ended = page.filter((_, j) => synced[j] === undefined);
-      await Promise.all(ended.map((id) => connection.run("forgetSource", [id])));
+      await Promise.all(ended.map((id) => connection.run("forgetSource", [id], { sourceIds: [id] })));
     }
     return views;
   };
@@ -127,7 +127,7 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
           writeIdentity(worker.identity),
         ]),
       );
-      const reply = await connection.run("announce", [
+      const args = [
         message.node,
         String(message.epoch),
         String(message.sequence),
@@ -145,11 +145,13 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
         message.holdings === undefined ? "" : generation(),
         message.holdings === undefined ? "" : writeHoldings(message.holdings.holdings),
         ...entries,
-      ]);
+      ];
+      const sourceIds = entries.filter((_, i) => i % 4 === 0);
+      const reply = await connection.run("announce", args, { sourceIds, node: message.node, storeId: message.storeId });
       return announceReply(judgementOf(String(reply[1]), String(reply[2])), options.announceIntervalMs);
     },
     async leave(node, epoch, bootId) {
-      await connection.run("leave", [node, String(epoch), bootId, recordTtlMs]);
+      await connection.run("leave", [node, String(epoch), bootId, recordTtlMs], { node });
     },
     async lookup(sourceId, rank) {
       const view = await cache.sync(sourceId);
@@ -166,9 +168,10 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
     async publish({ sourceId, workerId, identity, worker: { summary, bytes } }) {
       const { workerRank, accelerator, topology } = summary;
       const first = summary.status === SourceStatus.READY ? SourceStatus.INITIALIZING : summary.status;
-      const reply = await connection.run("publish", [
+      const field = workerField(workerId);
+      const args = [
         sourceId,
-        workerField(workerId),
+        field,
         writeIdentity(identity),
         generation(),
         workerRank,
@@ -183,13 +186,15 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
         recordTtlMs,
         Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength),
         aboutWorker(summary, bytes.length),
-      ]);
+      ];
+      const reply = await connection.run("publish", args, { sourceIds: [sourceId], field });
       return reply[1] === "superseded" ? "superseded" : "stored";
     },
     async updateStatus({ sourceId, workerId, rank, status, sourceLoad }) {
-      const reply = await connection.run("heartbeat", [
+      const field = workerField(workerId);
+      const args = [
         sourceId,
-        workerField(workerId),
+        field,
         rank,
         statusName(status),
         sourceLoad ?? "",
@@ -198,7 +203,8 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
         options.gcTimeoutMs,
         options.reaperIntervalMs,
         recordTtlMs,
-      ]);
+      ];
+      const reply = await connection.run("heartbeat", args, { sourceIds: [sourceId], field });
       return reply[1] === "unknown" || reply[1] === "superseded" ? reply[1] : "stored";
     },
     async list(query) {
@@ -208,7 +214,8 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
       return (await cache.sync(query.sourceId))?.list(query) ?? new Uint8Array();
     },
     async worker(sourceId, workerId) {
-      const reply = await connection.run("worker", [sourceId, workerField(workerId)], "bytes");
+      const field = workerField(workerId);
+      const reply = await connection.run("worker", [sourceId, field], { sourceIds: [sourceId], field }, "bytes");
       return foundWorker(reply as (Buffer | null)[], options);
     },
     async sources(modelName) {

@@ -252,7 +252,7 @@ t.test("another type under any key: it goes, and the directory fills itself agai
       t.ok(await directory.worker(SOURCE, "w"), key);
     }
   }
-  t.ok((failures.get("type") ?? 0) >= keys.length / 2, "the types were met");
+  t.ok((failures.get("wrong_type") ?? 0) >= keys.length / 2, "the types were met");
 });
 
 t.test("records that are none count as absent, and harm nothing else", async (t) => {
@@ -306,7 +306,7 @@ t.test("34: a primary that becomes a replica: not healthy, and back when it is a
   await server.cli("REPLICAOF", "127.0.0.1", "1");
   await t.rejects(beat(directory, "w"), { code: "Unavailable" });
   await eventually(async () => t.rejects(directory.health(), { code: "Unavailable" }));
-  t.ok((failures.get("readonly") ?? 0) > 0);
+  t.ok((failures.get("read_only") ?? 0) > 0);
   await server.cli("REPLICAOF", "NO", "ONE");
   await eventually(() => directory.health());
   t.equal(await beat(directory, "w"), "stored");

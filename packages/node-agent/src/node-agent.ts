@@ -113,7 +113,7 @@ async function start(
   }
   log.warn("security is off: whoever reaches this node's ports can read every holding and pose as a node");
 
-  const agentMetrics = createAgentMetrics();
+  const agentMetrics = createAgentMetrics(VERSION);
   const notReady = { recovering: true, draining: false };
   let address = "";
   /** What readiness depends on, once it is there. */
@@ -129,6 +129,7 @@ async function start(
     portFlag: "--metrics-port",
     metrics: agentMetrics.metrics,
     notReady: () => reasons(),
+    onFailure: createFailureLog(log),
   });
   life.add({ name: "operations server", stop: () => operations.stop() });
 
@@ -513,6 +514,10 @@ async function start(
     metricsPort: operations.port,
     socket: configuration.socket,
     failed: new Promise<never>(() => undefined),
-    stop: () => life.stop(STOP_GRACE_MS),
+    stop() {
+      notReady.draining = true;
+      health.set(false);
+      return life.stop(STOP_GRACE_MS);
+    },
   };
 }

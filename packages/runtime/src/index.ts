@@ -27,8 +27,9 @@ export {
 } from "./error.ts";
 export { makeFolders } from "./folders.ts";
 export { createLifecycle, type Lifecycle, type Part, type RunningProgram, runProgram } from "./lifecycle.ts";
-export { checkLogFile, createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";
-export { createMetrics, type Metrics } from "./metrics.ts";
+export { checkLogFile } from "./log-file.ts";
+export { createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";
+export { addBuildInfo, COLLECT_TIMEOUT_MS, createMetrics, type Metrics } from "./metrics.ts";
 export {
   checkAddresses,
   formatAddress,

@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { createServer } from "node:net";
 import { type DescMessage, type DescService, fromBinary, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import type { ServiceImpl } from "@connectrpc/connect";
@@ -10,6 +11,9 @@ import { EncodedMessage } from "./wire-forms.ts";
 
 /** contract.md: 100 MiB both ways. */
 export const MAX_MESSAGE_BYTES = 100 * 1024 * 1024;
+
+/** How long the last answers may take to leave. */
+const CUT_MS = 200;
 
 /** A service with its handlers, in Connect's form, so that one implementation serves gRPC and HTTP/1.1. */
 export interface ServiceRoute<Service extends DescService = DescService> {
@@ -43,7 +47,7 @@ export interface GrpcServer {
   /** Where it listens. */
   readonly host: string;
   readonly port: number;
-  /** Ends streams by their signal, waits `graceMs` for running calls, then cuts them. */
+  /** Ends streams by their signal, waits `graceMs` for calls with one answer, then ends them as Unavailable. */
   stop(graceMs: number): Promise<void>;
 }
 
@@ -114,6 +118,9 @@ export function portError(flag: string, host: string, port: number, cause: Error
 export async function createGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
   const { onCall, onFailure } = options;
   const stopping = new AbortController();
+  const cutting = new AbortController();
+  // Each running call listens.
+  setMaxListeners(0, stopping.signal, cutting.signal);
   const server = new grpc.Server({
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
     "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
@@ -122,6 +129,7 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
   });
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,
+    cut: cutting.signal,
     ...(onCall === undefined ? {} : { onCall }),
     ...(onFailure === undefined ? {} : { onFailure }),
   };
@@ -141,11 +149,12 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     host,
     port,
     async stop(graceMs) {
-      stopping.abort(new WeightlineError("Unavailable", "the program stops", { wayOut: "try another replica" }));
+      const reason = new WeightlineError("Unavailable", "the program stops", { wayOut: "try another replica" });
+      stopping.abort(reason);
       const { promise, resolve } = Promise.withResolvers<void>();
-      const timer = setTimeout(() => {
-        server.forceShutdown();
-        resolve();
+      let timer = setTimeout(() => {
+        cutting.abort(reason);
+        timer = setTimeout(resolve, CUT_MS);
       }, graceMs);
       server.tryShutdown(() => resolve());
       await promise;

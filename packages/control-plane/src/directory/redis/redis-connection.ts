@@ -1,6 +1,7 @@
 import { createBoundedLog, type Logger, WeightlineError } from "@weightline/runtime";
 import { type RedisOptions as AllRedisOptions, Cluster, Redis } from "ioredis";
 import type { Clock } from "../directory.ts";
+import type { BackendErrorKind, DirectoryObserver } from "../directory-observer.ts";
 import { keyTypes, type Touched } from "./key-types.ts";
 import { describeRedis, type RedisAddress } from "./redis-address.ts";
 import { createRedisClock, type RedisClock } from "./redis-clock.ts";
@@ -9,16 +10,6 @@ import { SCRIPT_NAMES, type ScriptName, scriptText } from "./scripts.ts";
 /** The options without the one that changes the form of replies: they are read in the old form. */
 type RedisOptions = Omit<AllRedisOptions, "replyMapping">;
 
-/** What happens on the connection, for metrics. */
-export interface RedisObserver {
-  /** A command that failed, by its kind: "timeout", "connection", "readonly", "full", "type", "other". */
-  failed(kind: RedisFailure): void;
-  /** The connection is there again after it was lost. */
-  reconnected(): void;
-}
-
-export type RedisFailure = "timeout" | "connection" | "readonly" | "full" | "type" | "other";
-
 export interface RedisConnectionOptions {
   address: RedisAddress;
   /** PEM of the authority of Redis's certificate; undefined: the system's. */
@@ -26,7 +17,7 @@ export interface RedisConnectionOptions {
   /** How long one command may take, in ms. */
   timeoutMs: number;
   clock: Clock;
-  observer: RedisObserver;
+  observer: DirectoryObserver;
   log: Logger;
 }
 
@@ -69,27 +60,31 @@ const HEALTH_TTL_MS = 60_000;
 /** Keys asked for at once where many are read. */
 const PAGE = 500;
 
-const KINDS: readonly [RegExp, RedisFailure][] = [
+const KINDS: readonly [RegExp, BackendErrorKind][] = [
   [/timed out/i, "timeout"],
-  [/^READONLY|READONLY You can't write/, "readonly"],
+  [/READONLY/, "read_only"],
   [/OOM command not allowed/, "full"],
-  [/WRONGTYPE/, "type"],
+  [/WRONGTYPE/, "wrong_type"],
+  [/LOADING|MASTERDOWN/, "loading"],
+  [/NOAUTH|WRONGPASS|NOPERM|invalid username-password/, "denied"],
   [
-    /closed|ECONN|EPIPE|ENOENT|enableOfflineQueue|MaxRetries|max retries|not connected|getaddrinfo|CLUSTERDOWN|slots/i,
+    /closed|ECONN|EPIPE|ENOENT|enableOfflineQueue|max retries|not connected|getaddrinfo|CLUSTERDOWN|slots|sentinel/i,
     "connection",
   ],
 ];
 
-function kindOf(error: Error): RedisFailure {
+function kindOf(error: Error): BackendErrorKind {
   return KINDS.find(([pattern]) => pattern.test(error.message))?.[1] ?? "other";
 }
 
-const WORDS: Readonly<Record<RedisFailure, string>> = {
+const WORDS: Readonly<Record<BackendErrorKind, string>> = {
   timeout: "did not answer in time",
   connection: "is not connected",
-  readonly: "is a read-only replica",
+  read_only: "is a read-only replica",
   full: "is full and takes no writes",
-  type: "holds something else under a key of this directory",
+  wrong_type: "holds something else under a key of this directory",
+  loading: "is starting and not ready",
+  denied: "refuses this user or password",
   other: "refused a command",
 };
 
@@ -147,7 +142,7 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
     const kind = kindOf(cause);
     observer.failed(kind);
     const told = kind === "other" ? `: ${withoutSecrets(cause.message, address)}` : "";
-    return new WeightlineError("Unavailable", `${name} ${WORDS[kind]}${told}`, {
+    return new WeightlineError("Unavailable", `Redis ${WORDS[kind]}${told}`, {
       field: "REDIS_URL",
       wayOut: "the directory fills itself again when Redis is back",
       value: kind,
@@ -185,11 +180,11 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
       try {
         return await command();
       } catch (error) {
-        if (!(error instanceof Error && kindOf(error) === "type")) {
+        if (!(error instanceof Error && kindOf(error) === "wrong_type")) {
           throw error;
         }
         const [, ...removed] = await call("repair", types, "text");
-        observer.failed("type");
+        observer.failed("wrong_type");
         const keys = removed.slice(0, 5).map(String);
         bounded(
           "warn",

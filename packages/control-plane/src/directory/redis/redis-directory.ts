@@ -5,6 +5,7 @@ import { SourceStatus } from "@weightline/proto/p2p";
 import { createBoundedLog, type Logger } from "@weightline/runtime";
 import { announceReply, type Judgement } from "../announce-verdict.ts";
 import { type Clock, type Directory, LOST_SHOWN_MS, SYSTEM_CLOCK, type WorkerQuery } from "../directory.ts";
+import type { DirectoryObserver } from "../directory-observer.ts";
 import {
   type DirectoryWorker,
   heldNames,
@@ -21,7 +22,7 @@ import { newestFirst, type SourceView } from "../source-view.ts";
 import { createNodeMirror } from "./node-mirror.ts";
 import { readNode, writeHoldings } from "./node-records.ts";
 import type { RedisAddress } from "./redis-address.ts";
-import { createRedisConnection, type RedisObserver } from "./redis-connection.ts";
+import { createRedisConnection } from "./redis-connection.ts";
 import {
   aboutWorker,
   readIdentity,
@@ -49,7 +50,7 @@ export interface RedisDirectoryOptions {
   announceIntervalMs: number;
   /** How often what is over is looked for in a source that is written to, in ms. */
   reaperIntervalMs: number;
-  observer: RedisObserver;
+  observer: DirectoryObserver;
   log: Logger;
   clock?: Clock;
 }

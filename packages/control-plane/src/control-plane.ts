@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { ApiService } from "@weightline/proto/api";
 import { NodeState } from "@weightline/proto/common";
 import { HealthService } from "@weightline/proto/health";
@@ -118,6 +119,8 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
       async stop() {
         draining = true;
         health.set(false);
+        // Who watches is told before the streams end.
+        await nextTurn();
         await life.stop(STOP_GRACE_MS);
       },
     };

@@ -27,10 +27,16 @@ function publishProblem(request: PublishMetadataRequest): string | undefined {
   return request.worker === undefined ? "worker is required" : undefined;
 }
 
-/** contract.md: `training_step`, else `version`; undefined when neither is a whole number. */
+const STEP_MAX = 2n ** 64n - 1n;
+
+/**
+ * contract.md: `training_step`, else `version`; undefined when it is no whole number of 64 bits. One that does not fit the
+ * field would spoil every list that its worker is in.
+ */
 function trainingStep(identity: SourceIdentity): bigint | undefined {
   const text = identity.extraParameters["training_step"] ?? identity.extraParameters["version"];
-  return text !== undefined && /^\d{1,20}$/.test(text) ? BigInt(text) : undefined;
+  const step = text !== undefined && /^\d{1,20}$/.test(text) ? BigInt(text) : undefined;
+  return step !== undefined && step <= STEP_MAX ? step : undefined;
 }
 
 /** contract.md: clamped to 0..1; what is no number counts as none. */

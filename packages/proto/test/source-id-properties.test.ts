@@ -120,6 +120,17 @@ function text(random: Random): string {
   return random.oneIn(8) ? "" : made;
 }
 
+/** Some small letters of old got their capitals only lately. */
+function isSettled(character: string): boolean {
+  const code = character.codePointAt(0) ?? 0;
+  return RANGES.some(([first, last]) => code >= first && code <= last);
+}
+
+/** In ASCII, for a test's output. */
+function shown(value: unknown): string {
+  return JSON.stringify(value).replace(/[^ -~]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
 type Extra = Array<[string, string]>;
 type Made = Record<string, string | number | Extra>;
 
@@ -140,8 +151,9 @@ function make(random: Random): Made {
   for (let i = random.below(7); i > 0; i--) {
     const key = text(random);
     extra.set(key, text(random));
-    if (random.oneIn(3)) {
-      extra.set(key.toUpperCase(), text(random));
+    const capitals = key.toUpperCase();
+    if (random.oneIn(3) && [...capitals].every(isSettled)) {
+      extra.set(capitals, text(random));
     }
   }
   made["extra_parameters"] = [...extra];
@@ -200,7 +212,7 @@ t.test(`${IDENTITIES} identities have the canonical form and the id that contrac
     if (ours[0] !== answers[i][0] || ours[1] !== answers[i][1]) {
       differ += 1;
       if (differ <= 3) {
-        t.same(ours, answers[i], `seed ${SEED}, identity ${i}: ${JSON.stringify(made)}`);
+        t.fail(`seed ${SEED}, identity ${i}: ${shown(made)}: ${shown(ours)}, in Python ${shown(answers[i])}`);
       }
     }
   }

@@ -58,11 +58,21 @@ function messagesOf(body: Buffer): Buffer[] {
   return messages;
 }
 
-/** One unary call with a message of any bytes. */
+/** One call with a message of any bytes. */
 export function rawUnary(
   session: ClientHttp2Session,
   path: string,
   message: Uint8Array,
+  headers: Record<string, string> = {},
+): Promise<RawReply> {
+  return rawCall(session, path, [message], headers);
+}
+
+/** One call with any number of messages, whole before its end is awaited. */
+export function rawCall(
+  session: ClientHttp2Session,
+  path: string,
+  messages: readonly Uint8Array[],
   headers: Record<string, string> = {},
 ): Promise<RawReply> {
   const stream = openCall(session, path, headers);
@@ -83,6 +93,6 @@ export function rawUnary(
         messages: messagesOf(Buffer.concat(pieces)),
       }),
     );
-    stream.end(grpcFrame(message));
+    stream.end(Buffer.concat(messages.map(grpcFrame)));
   });
 }

@@ -15,6 +15,7 @@ import {
   createOperationsServer,
   type Logger,
   toWeightlineError,
+  withReflection,
 } from "@weightline/runtime";
 import { addAdminApi } from "./admin-api.ts";
 import type { ControlPlaneConfiguration } from "./configuration.ts";
@@ -85,14 +86,14 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
       bind,
       port: configuration.port,
       portFlag: "--port",
-      routes: [
+      routes: withReflection([
         createNodeService(directory, fleet, log),
         createP2pService(directory, log),
         createStockHealthService(VERSION, () => (draining ? "draining" : "ok")),
         createApiService(),
         createModelService(),
         health.route,
-      ],
+      ]),
       onCall: (service, method, code, seconds) => rpcSeconds.observe({ service, method, code }, seconds),
       onFailure: createFailureLog(log),
     });

@@ -50,4 +50,5 @@ export {
 export { createHealthStatus, type HealthStatus } from "./rpc/health-service.ts";
 export { createLocalClient } from "./rpc/local-client.ts";
 export { type LocalRpcOptions, mountLocalRpc, refuseLocalCall, unaryAnswer } from "./rpc/local-rpc.ts";
+export { withReflection } from "./rpc/reflection-service.ts";
 export { fromRpcError, toConnectError } from "./rpc/rpc-error.ts";

@@ -14,6 +14,7 @@ const BENCHES: Record<string, () => Promise<{ run: (runs: number) => Promise<Ben
   crowd: () => import("./crowd.ts"),
   "many-holdings": () => import("./many-holdings.ts"),
   hostile: () => import("./hostile.ts"),
+  directory: () => import("./directory.ts"),
 };
 const RUNS = 5;
 

@@ -2,10 +2,12 @@
 import { readFileSync } from "node:fs";
 import { CONTROL_PLANE_OPTIONS } from "@weightline/control-plane";
 import { AGENT_OPTIONS } from "@weightline/node-agent";
-import { COMMON_FLAGS, ERROR_CODES, tableEntries } from "@weightline/runtime";
+import { COMMON_FLAGS, ERROR_CODES, helpText, sampleText, tableEntries } from "@weightline/runtime";
 import t from "tap";
+import { parse } from "yaml";
 import { createCluster, freePort } from "../support/cluster.ts";
 import { ROOT, startProgram } from "../support/program.ts";
+import { generatedDocuments } from "./generated-documents.ts";
 import { loggedEvents } from "./logged-events.ts";
 
 const read = (file: string) => readFileSync(`${ROOT}${file}`, "utf8");
@@ -15,12 +17,42 @@ t.test("docs/errors.md has a heading for each code, and none for others", async 
   t.same(headings.toSorted(), Object.keys(ERROR_CODES).toSorted());
 });
 
-t.test("docs/configuration.md names every flag, variable and YAML key", async (t) => {
+t.test("the reference and the JSON schemas are what the options give", async (t) => {
+  const documents = generatedDocuments();
+  t.equal(documents.size, 3);
+  for (const [file, text] of documents) {
+    t.equal(read(file), text, `${file}: run node test/repository/generated-documents.ts`);
+  }
+});
+
+t.test("the reference, --help, the file, and the schema have every option of both daemons", async (t) => {
   const text = read("docs/configuration.md");
-  for (const [, option] of [...tableEntries(AGENT_OPTIONS), ...tableEntries(CONTROL_PLANE_OPTIONS)]) {
-    for (const name of [option.flag, option.yaml, ...(option.env ?? [])]) {
-      if (name !== undefined) {
-        t.ok(text.includes(`\`${name}\``), name);
+  for (const [program, table] of [
+    ["control-plane", CONTROL_PLANE_OPTIONS],
+    ["node-agent", AGENT_OPTIONS],
+  ] as const) {
+    const help = helpText(program, "", table, []);
+    const file = sampleText(program, table);
+    const settings = parse(file);
+    const schema = JSON.parse(read(`docs/schema/${program}.schema.json`));
+    for (const [name, option] of tableEntries(table)) {
+      for (const other of [option.flag, ...(option.env ?? [])].filter((each) => each !== undefined)) {
+        t.match(file, other, `the file names ${other}`);
+        if (option.withoutEffect === undefined) {
+          t.match(help, other, `--help names ${other}`);
+        }
+      }
+      if (option.yaml !== undefined) {
+        const keys = option.yaml.split(".");
+        t.not(
+          keys.reduce((section, key) => section?.[key], settings),
+          undefined,
+          `the file has ${name}`,
+        );
+        t.ok(
+          keys.reduce((section, key) => section?.properties[key], schema),
+          `the schema has ${name}`,
+        );
       }
     }
   }

@@ -1,7 +1,6 @@
 import { readFileSync } from "node:fs";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { ApiService } from "@weightline/proto/api";
-import { NodeState } from "@weightline/proto/common";
 import { HealthService } from "@weightline/proto/health";
 import { ModelService } from "@weightline/proto/model";
 import { NodeService } from "@weightline/proto/node";
@@ -19,8 +18,8 @@ import {
 } from "@weightline/runtime";
 import { addAdminApi } from "./admin-api.ts";
 import type { ControlPlaneConfiguration } from "./configuration.ts";
+import { createDirectory } from "./directory/create-directory.ts";
 import { measuredDirectory } from "./directory/measured-directory.ts";
-import { createMemoryDirectory } from "./directory/memory-directory.ts";
 import { createFleet } from "./services/fleet.ts";
 import { createNodeService } from "./services/node-service.ts";
 import { createP2pService } from "./services/p2p-service.ts";
@@ -57,31 +56,36 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
   ]);
   const nodes = metrics.gauge("weightline_nodes", "Known nodes", ["state"]);
 
-  const directory = measuredDirectory(
-    createMemoryDirectory({
-      heartbeatTimeoutMs: configuration.heartbeatTimeoutMs,
-      gcTimeoutMs: configuration.gcTimeoutMs,
-      announceIntervalMs: configuration.announceIntervalMs,
-    }),
-    (operation, seconds) => directorySeconds.observe({ backend: "memory", operation }, seconds),
+  const backendFailures = metrics.counter("weightline_directory_failures_total", "Failed commands to the backend", [
+    "backend",
+    "kind",
+  ]);
+  const backendReconnects = metrics.counter(
+    "weightline_directory_reconnects_total",
+    "Connections to the backend that came back",
+    ["backend"],
+  );
+  const backend = createDirectory(configuration, log, {
+    failed: (kind) => backendFailures.inc({ backend: "redis", kind }),
+    reconnected: () => backendReconnects.inc({ backend: "redis" }),
+  });
+  const directory = measuredDirectory(backend, (operation, seconds) =>
+    directorySeconds.observe({ backend: backend.backend, operation }, seconds),
   );
   life.add({ name: "directory", stop: () => directory.close() });
   const fleet = createFleet(directory);
   const health = createHealthStatus(SERVICES.map(({ typeName }) => typeName));
   let draining = false;
   metrics.onCollect(async () => {
-    const states = (await directory.nodes()).map(({ state }) => state);
-    for (const [state, name] of [
-      [NodeState.READY, "ready"],
-      [NodeState.DRAINING, "draining"],
-      [NodeState.LOST, "lost"],
-    ] as const) {
-      nodes.set({ state: name }, states.filter((other) => other === state).length);
+    const size = await directory.size();
+    for (const state of ["ready", "draining", "lost"] as const) {
+      nodes.set({ state }, size.nodes[state]);
     }
   });
 
   const bind = configuration.host === "" ? ["::", "0.0.0.0"] : [configuration.host];
   try {
+    await directory.ready();
     const server = await createGrpcServer({
       bind,
       port: configuration.port,

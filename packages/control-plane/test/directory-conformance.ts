@@ -1,9 +1,14 @@
-import { create } from "@bufbuild/protobuf";
-import type { Directory } from "@weightline/control-plane";
+import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { type Directory, readWorker, type WorkerQuery } from "@weightline/control-plane";
 import { computeSourceId, filesIdentity } from "@weightline/proto";
 import { HoldingSchema, HoldingState, NodeState, Tier } from "@weightline/proto/common";
 import { type AnnounceRequest, AnnounceRequestSchema, AnnounceVerdict } from "@weightline/proto/node";
-import { SourceIdentitySchema, SourceStatus, WorkerMetadataSchema } from "@weightline/proto/p2p";
+import {
+  ListSourcesResponseSchema,
+  SourceIdentitySchema,
+  SourceStatus,
+  WorkerMetadataSchema,
+} from "@weightline/proto/p2p";
 import type { Test } from "tap";
 
 /** What a directory under test is made with, and how its time passes. */
@@ -33,6 +38,10 @@ function holding(id: string, state: HoldingState = HoldingState.COMPLETE, modelN
   });
 }
 
+function worker(fields: MessageInitShape<typeof WorkerMetadataSchema>) {
+  return readWorker(toBinary(WorkerMetadataSchema, create(WorkerMetadataSchema, fields)));
+}
+
 function announce(
   change: Partial<Omit<AnnounceRequest, "$typeName">> & { holdingList?: ReturnType<typeof holding>[] } = {},
 ): AnnounceRequest {
@@ -50,6 +59,17 @@ function announce(
     holdings: { holdings: holdingList ?? [holding("a")] },
     ...fields,
   });
+}
+
+/** What a query lists, decoded. */
+async function listed(directory: Directory, query: WorkerQuery = {}) {
+  return fromBinary(ListSourcesResponseSchema, await directory.list(query)).instances;
+}
+
+/** What a directory knows of one worker, decoded. */
+async function found(directory: Directory, sourceId: string, workerId: string) {
+  const worker = await directory.worker(sourceId, workerId);
+  return worker && { ...worker, metadata: fromBinary(WorkerMetadataSchema, worker.metadata) };
 }
 
 /** What every directory must do, whatever it keeps its records in. */
@@ -83,7 +103,7 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
     await directory.announce(
       announce({ node: "b", bootId: "b", storeId: "b", holdingList: [holding("b", HoldingState.FILLING)] }),
     );
-    await directory.announce(announce({ node: "c", bootId: "c", storeId: "c" }));
+    await directory.announce(announce({ node: "c", bootId: "c", storeId: "c", holdingList: [holding("c")] }));
     await directory.announce(
       announce({ node: "d", bootId: "d", storeId: "d", holdingList: [holding("d", HoldingState.DAMAGED)] }),
     );
@@ -161,7 +181,7 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
     await advance(200);
     t.match(await directory.nodes(), [{ state: NodeState.LOST }]);
     t.same(await directory.lookup(SOURCE, 0), []);
-    t.same(await directory.workers({}), []);
+    t.same(await listed(directory), []);
     await advance(11 * 60_000);
     t.same(await directory.nodes(), []);
     await directory.announce(announce({ epoch: 12n }));
@@ -193,17 +213,19 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
       { $typeName: "weightline.common.v1.IdentityRank", identity: stock, rank: 0, sourceId: computeSourceId(stock) },
     ];
     await directory.announce(announce({ holdingList: [holding("a"), hidden, holding("c", HoldingState.FILLING)] }));
-    const workers = await directory.workers({});
-    t.same(
-      workers
-        .map(({ workerId, status, metadata }) => [workerId, status, metadata.accelerator, metadata.workerGrpcEndpoint])
-        .sort(),
-      [
-        [`${"a".repeat(32)}-0`, SourceStatus.READY, "cpu", "127.0.0.1:1"],
-        [`${"c".repeat(32)}-0`, SourceStatus.INITIALIZING, "cpu", "127.0.0.1:1"],
-      ],
-    );
-    t.match(await directory.worker(SOURCE, `${"a".repeat(32)}-0`), { node: "n" });
+    const [complete, filling] = [`${"a".repeat(32)}-0`, `${"c".repeat(32)}-0`];
+    t.same((await listed(directory)).map(({ workerId, accelerator }) => [workerId, accelerator]).sort(), [
+      [complete, "cpu"],
+      [filling, "cpu"],
+    ]);
+    t.match(await listed(directory, { status: SourceStatus.READY }), [{ workerId: complete }]);
+    t.match(await listed(directory, { status: SourceStatus.INITIALIZING }), [{ workerId: filling }]);
+    t.match(await found(directory, SOURCE, complete), {
+      identity: { modelName: "m" },
+      metadata: { status: SourceStatus.READY, workerGrpcEndpoint: "127.0.0.1:1", agentName: "n", accelerator: "cpu" },
+    });
+    t.equal(await found(directory, computeSourceId(stock), `${"b".repeat(32)}-0`), undefined);
+    t.equal((await directory.lookup(computeSourceId(stock), 0)).length, 1, "an agent that asks for it finds it");
     t.match(await directory.sources("m"), [{ sourceId: SOURCE, modelName: "m", workers: [{}, {}] }]);
     t.same(await directory.sources("M"), [], "model names are case-sensitive");
   });
@@ -226,21 +248,22 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
       sourceId: stockSource,
       workerId: "w",
       identity: stockIdentity,
-      metadata: create(WorkerMetadataSchema, { workerRank: 1, status: SourceStatus.READY }),
+      worker: worker({ workerRank: 1, status: SourceStatus.READY }),
     });
-    t.same(await directory.workers({ status: SourceStatus.READY }), [], "a fresh publish is not ready");
-    t.equal(await update(directory, "w", 1, SourceStatus.READY, 0.5), true);
-    t.match(await directory.workers({ status: SourceStatus.READY }), [{ workerId: "w", sourceLoad: 0.5 }]);
-    t.equal(await update(directory, "w", 2), false, "an unknown rank");
-    t.equal(await update(directory, "x", 1), false, "an unknown worker");
+    t.same(await listed(directory, { status: SourceStatus.READY }), [], "a fresh publish is not ready");
+    t.equal(await update(directory, "w", 1, SourceStatus.READY, 0.5), "stored");
+    t.match(await listed(directory, { status: SourceStatus.READY }), [{ workerId: "w", sourceLoad: 0.5 }]);
+    t.equal(await update(directory, "w", 2), "unknown", "an unknown rank");
+    t.equal(await update(directory, "x", 1), "unknown", "an unknown worker");
     await advance(options.heartbeatTimeoutMs + 100);
-    t.same(await directory.workers({ status: SourceStatus.READY }), []);
-    t.match(await directory.workers({}), [{ status: SourceStatus.STALE }]);
-    t.equal(await update(directory, "w", 1), true);
-    t.match(await directory.workers({ status: SourceStatus.READY }), [{ workerId: "w" }]);
-    t.equal((await directory.workers({}))[0]?.sourceLoad, undefined, "a heartbeat without a load clears it");
+    t.same(await listed(directory, { status: SourceStatus.READY }), []);
+    t.match(await listed(directory, { status: SourceStatus.STALE }), [{ workerId: "w" }]);
+    t.match(await found(directory, stockSource, "w"), { metadata: { status: SourceStatus.STALE } });
+    t.equal(await update(directory, "w", 1), "stored");
+    t.match(await listed(directory, { status: SourceStatus.READY }), [{ workerId: "w" }]);
+    t.equal((await listed(directory))[0]?.sourceLoad, undefined, "a heartbeat without a load clears it");
     await advance(options.gcTimeoutMs + 100);
-    t.same(await directory.workers({}), []);
+    t.same(await listed(directory), []);
   });
 
   test("a second publish of a live worker does not hide it; one that never became ready goes", async (t, {
@@ -251,24 +274,24 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
       sourceId: stockSource,
       workerId: "w",
       identity: stockIdentity,
-      metadata: create(WorkerMetadataSchema, { workerRank: 0 }),
+      worker: worker({ workerRank: 0 }),
     });
     await update(directory, "w", 0);
     await directory.publish({
       sourceId: stockSource,
       workerId: "w",
       identity: stockIdentity,
-      metadata: create(WorkerMetadataSchema, { workerRank: 0, status: SourceStatus.INITIALIZING }),
+      worker: worker({ workerRank: 0, status: SourceStatus.INITIALIZING }),
     });
-    t.equal((await directory.workers({ status: SourceStatus.READY })).length, 1);
+    t.equal((await listed(directory, { status: SourceStatus.READY })).length, 1);
     await directory.publish({
       sourceId: stockSource,
       workerId: "never",
       identity: stockIdentity,
-      metadata: create(WorkerMetadataSchema, { workerRank: 0 }),
+      worker: worker({ workerRank: 0 }),
     });
     await advance(options.gcTimeoutMs + 100);
-    t.same(await directory.workers({}), []);
+    t.same(await listed(directory), []);
   });
 
   test("one worker id with several ranks: listed by the last, got by the lowest; odd ids are ordinary ids", async (t, {
@@ -280,23 +303,34 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
         sourceId: stockSource,
         workerId: "w",
         identity: stockIdentity,
-        metadata: create(WorkerMetadataSchema, { workerRank: rank }),
+        worker: worker({ workerRank: rank }),
       });
       await advance(1);
     }
-    t.match(await directory.workers({}), [{ rank: 2 }]);
-    t.match(await directory.worker(stockSource, "w"), { rank: 1 });
-    const odd = ["a:b", "status:0", "__proto__", "__attributes__", "constructor", "x".repeat(500)];
+    t.match(await listed(directory), [{ workerRank: 2 }]);
+    t.match(await found(directory, stockSource, "w"), { metadata: { workerRank: 1 } });
+    const odd = [
+      "a:b",
+      "status:0",
+      "__proto__",
+      "__attributes__",
+      "constructor",
+      "{a}",
+      "} {",
+      "é\u0000",
+      "x".repeat(500),
+    ];
     for (const workerId of odd) {
       await directory.publish({
         sourceId: stockSource,
         workerId,
         identity: stockIdentity,
-        metadata: create(WorkerMetadataSchema, { workerRank: 0 }),
+        worker: worker({ workerRank: 0 }),
       });
-      t.match(await directory.worker(stockSource, workerId), { workerId });
+      t.ok(await found(directory, stockSource, workerId), workerId);
+      t.equal(await update(directory, workerId, 0), "stored");
     }
-    t.equal((await directory.workers({})).length, odd.length + 1);
-    t.equal(await directory.worker(stockSource, "toString"), undefined);
+    t.equal((await listed(directory)).length, odd.length + 1);
+    t.equal(await found(directory, stockSource, "toString"), undefined);
   });
 }

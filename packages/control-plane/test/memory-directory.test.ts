@@ -12,7 +12,7 @@ t.test("the memory directory", async (t) => {
       // Unix time goes backwards while the monotonic clock runs: lifetimes must not care.
       const clock = { monotonicMs: () => now, unixMs: () => 2_000_000_000_000 + (now % 7) };
       return {
-        directory: createMemoryDirectory({ ...lifetimes, announceIntervalMs: 10_000, clock }),
+        directory: createMemoryDirectory({ ...lifetimes, announceIntervalMs: 10_000, reaperIntervalMs: 1, clock }),
         advance: async (ms) => {
           now += ms;
         },

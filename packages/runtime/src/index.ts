@@ -1,5 +1,6 @@
 export { BOUNDED_LINES_PER_SECOND, type BoundedLog, createBoundedLog, type EventFields } from "./bounded-log.ts";
 export { formatByteSize, parseByteSize } from "./byte-size.ts";
+export { type ConfigGeneratorOptions, runConfigGenerator } from "./configuration/config-generator.ts";
 export {
   COMMON_FLAGS,
   type Configuration,
@@ -8,7 +9,8 @@ export {
   readConfiguration,
   tableEntries,
 } from "./configuration/configuration.ts";
-export { effectiveText, helpText, sampleText } from "./configuration/configuration-text.ts";
+export { effectiveText, helpText, referenceRows, sampleText } from "./configuration/configuration-text.ts";
+export { schemaText } from "./configuration/json-schema.ts";
 export { acceptsNone, type Fault, type Option, type OptionValues, option } from "./configuration/option.ts";
 export * as optionTypes from "./configuration/option-types.ts";
 export { configureProgram, type ProgramDescription } from "./configuration/program-configuration.ts";
@@ -51,4 +53,5 @@ export { createHealthStatus, type HealthStatus } from "./rpc/health-service.ts";
 export { createLocalClient } from "./rpc/local-client.ts";
 export { type LocalRpcOptions, mountLocalRpc, refuseLocalCall, unaryAnswer } from "./rpc/local-rpc.ts";
 export { withReflection } from "./rpc/reflection-service.ts";
-export { fromRpcError, toConnectError } from "./rpc/rpc-error.ts";
+export { fromRpcError, malformedRequest, toConnectError } from "./rpc/rpc-error.ts";
+export { EncodedMessage, routeInWireForms, type WireForm } from "./rpc/wire-forms.ts";

@@ -6,7 +6,7 @@ import { ServerReflectionRequestSchema, ServerReflectionResponseSchema } from "@
 import { NodeService } from "@weightline/proto/node";
 import { createGrpcServer, createHealthStatus, route, withReflection } from "@weightline/runtime";
 import t from "tap";
-import { openHttp2, rawCall } from "../../../test/support/raw-grpc.ts";
+import { openHttp2, rawCall } from "../../../test/support/http2-grpc.ts";
 
 type Ask = NonNullable<MessageInitShape<typeof ServerReflectionRequestSchema>["messageRequest"]>;
 

@@ -1,53 +1,65 @@
-import type { Holding, Memory, NodeState } from "@weightline/proto/common";
 import type { AnnounceRequest, AnnounceResponse, Holder, Node, Source } from "@weightline/proto/node";
-import type { SourceIdentity, SourceStatus, WorkerMetadata } from "@weightline/proto/p2p";
-
-/** A worker as the contract lists it: published by a stock client, or a view of an agent's holding. */
-export interface Worker {
-  sourceId: string;
-  workerId: string;
-  rank: number;
-  identity: SourceIdentity;
-  metadata: WorkerMetadata;
-  status: SourceStatus;
-  /** Unix ms. */
-  updatedAtMs: number;
-  /** Load from 0 to 1; undefined when the last heartbeat told none. */
-  sourceLoad: number | undefined;
-  /** Name of the node for an agent's; "" for a stock worker. */
-  node: string;
-  objectDigest: Uint8Array;
-}
+import type { SourceIdentity, SourceStatus } from "@weightline/proto/p2p";
+import type { PublishedWorker } from "./published-worker.ts";
 
 /** What a stock client publishes. */
 export interface Publication {
   sourceId: string;
   workerId: string;
   identity: SourceIdentity;
-  metadata: WorkerMetadata;
+  worker: PublishedWorker;
 }
+
+/** How a publish ended: `superseded` when a newer one of this worker was stored before it. */
+export type PublishOutcome = "stored" | "superseded";
 
 export interface StatusUpdate {
   sourceId: string;
   workerId: string;
   rank: number;
   status: SourceStatus;
+  /** From 0 to 1; undefined clears it. */
   sourceLoad: number | undefined;
 }
+
+/**
+ * How a heartbeat ended: `unknown` for a worker or rank that is not there, `superseded` when a newer publish or heartbeat
+ * of this worker was stored before it.
+ */
+export type UpdateOutcome = "stored" | "superseded" | "unknown";
 
 /** Which workers are wanted; absent fields do not filter. */
 export interface WorkerQuery {
   sourceId?: string;
   status?: SourceStatus;
+  /** Exact, case-sensitive. */
   modelName?: string;
   rank?: number;
+  /** Unix ms of the directory's clock. */
   minUpdatedAtMs?: number;
+  minTrainingStep?: bigint;
+  /** At most so many, after all other filters. */
+  limit?: number;
+}
+
+/** One worker with all that is known of it. */
+export interface FoundWorker {
+  identity: SourceIdentity;
+  /** An encoded model_express.p2p.WorkerMetadata. */
+  metadata: Uint8Array;
+}
+
+/** How much a directory holds. */
+export interface DirectorySize {
+  nodes: { ready: number; draining: number; lost: number };
+  sources: number;
+  workers: number;
 }
 
 /**
  * Nodes, their holdings, and workers: pointers only. Every implementation passes test/directory-conformance.ts. Calls end
- * by their deadline: a backend that does not answer rejects with Unavailable. Nothing is kept that agents do not announce
- * again.
+ * by their deadline: a backend that does not answer rejects with Unavailable. Nothing is kept that agents and clients do
+ * not tell again. A worker of the contract is one that a stock client published, or a view of an agent's holding.
  */
 export interface Directory {
   /** "memory", "redis", "kubernetes": for metrics and logs. */
@@ -56,43 +68,39 @@ export interface Directory {
   announce(announce: AnnounceRequest): Promise<AnnounceResponse>;
   /** A clean stop: forgets the node if this epoch and boot id are still its own. */
   leave(node: string, epoch: bigint, bootId: string): Promise<void>;
-  /** Live holders that do not drain, complete ones first. */
+  /** At most LOOKUP_HOLDERS_MAX live holders that do not drain, complete ones first. */
   lookup(sourceId: string, rank: number): Promise<Holder[]>;
   /** Names close to one that nobody holds: "m (revision r, rank 0)". */
   near(modelName: string): Promise<string[]>;
   /** All nodes, lost ones included until they are forgotten. By name. */
   nodes(): Promise<Node[]>;
   /** Stores a worker. A live worker that is published again stays listed as it was. */
-  publish(publication: Publication): Promise<void>;
-  /** False for a worker or rank that is not known. */
-  updateStatus(update: StatusUpdate): Promise<boolean>;
-  /** Newest first. Workers that are not fresh are not READY. */
-  workers(query: WorkerQuery): Promise<Worker[]>;
+  publish(publication: Publication): Promise<PublishOutcome>;
+  updateStatus(update: StatusUpdate): Promise<UpdateOutcome>;
+  /** An encoded ListSourcesResponse: newest first; workers that are not fresh are not READY. */
+  list(query: WorkerQuery): Promise<Uint8Array>;
   /** The worker's lowest rank. */
-  worker(sourceId: string, workerId: string): Promise<Worker | undefined>;
-  /** For mxctl sources. */
+  worker(sourceId: string, workerId: string): Promise<FoundWorker | undefined>;
+  /** For mxctl sources. Empty name: all. */
   sources(modelName: string): Promise<Source[]>;
-  /** Rejects when the backend does not answer. */
+  size(): Promise<DirectorySize>;
+  /** Resolves once the backend has answered, or could not for a while: a start waits so long and no longer. */
+  ready(): Promise<void>;
+  /** Rejects when the backend does not answer, or takes no writes. */
   health(): Promise<void>;
   close(): Promise<void>;
 }
 
-/** A node's announce as a directory keeps it. */
-export interface NodeRecord {
-  name: string;
-  address: string;
-  epoch: bigint;
-  sequence: bigint;
-  bootId: string;
-  storeId: string;
-  version: string;
-  protection: string;
-  state: NodeState;
-  memory: Memory | undefined;
-  holdingsRevision: bigint;
-  holdings: Holding[];
-  /** Unix ms of the directory's clock, for people. */
-  lastSeenMs: number;
-  /** Monotonic ms after which the node is lost. */
-  expiresAt: number;
+/** Holders that one lookup names: a caller tries a few, and 10,000 nodes may hold one model. */
+export const LOOKUP_HOLDERS_MAX = 64;
+
+/** Lifetimes run on the monotonic clock; Unix time is only shown. */
+export interface Clock {
+  monotonicMs(): number;
+  unixMs(): number;
 }
+
+export const SYSTEM_CLOCK: Clock = { monotonicMs: () => performance.now(), unixMs: () => Date.now() };
+
+/** How long a lost node is still shown, in ms. */
+export const LOST_SHOWN_MS = 10 * 60_000;

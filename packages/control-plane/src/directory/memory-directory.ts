@@ -1,19 +1,23 @@
 import { create } from "@bufbuild/protobuf";
 import { compareUtf8 } from "@weightline/proto";
-import { HoldingState, NodeState } from "@weightline/proto/common";
+import { type Holding, NodeState } from "@weightline/proto/common";
+import { type AnnounceRequest, type Node, NodeSchema } from "@weightline/proto/node";
+import { type SourceIdentity, SourceStatus } from "@weightline/proto/p2p";
+import { announceReply, judgeAnnounce, type KnownNode } from "./announce-verdict.ts";
+import { type Clock, type Directory, LOST_SHOWN_MS, type StatusUpdate, SYSTEM_CLOCK } from "./directory.ts";
 import {
-  type AnnounceRequest,
-  type AnnounceResponse,
-  AnnounceResponseSchema,
-  AnnounceVerdict,
-  HolderSchema,
-  NodeSchema,
-  SourceSchema,
-} from "@weightline/proto/node";
-import { SourceStatus } from "@weightline/proto/p2p";
-import type { Directory, NodeRecord, Worker, WorkerQuery } from "./directory.ts";
+  type DirectoryWorker,
+  heldNames,
+  holdersIn,
+  metadataOfHolding,
+  type NodeLife,
+  sourceMessage,
+  workersOfHolding,
+} from "./directory-worker.ts";
+import { encodeInstances } from "./instance-encoding.ts";
 import { namesNear } from "./near-names.ts";
-import { workersOf } from "./worker-view.ts";
+import { type PublishedWorker, withStatus } from "./published-worker.ts";
+import { createSourceView, newestFirst, type SourceView, statusNow } from "./source-view.ts";
 
 export interface MemoryDirectoryOptions {
   /** Ms after which a stock worker without a heartbeat is stale. */
@@ -22,274 +26,286 @@ export interface MemoryDirectoryOptions {
   gcTimeoutMs: number;
   /** When agents are asked to announce again, in ms. */
   announceIntervalMs: number;
+  /** How often what is over is looked for, in ms. */
+  reaperIntervalMs: number;
   clock?: Clock;
 }
 
-/** Lifetimes run on the monotonic clock; Unix time is only shown. */
-export interface Clock {
-  monotonicMs(): number;
-  unixMs(): number;
+/** One rank of a stock worker. */
+interface StockRank {
+  worker: DirectoryWorker;
+  published: PublishedWorker;
 }
 
-const SYSTEM_CLOCK: Clock = { monotonicMs: () => performance.now(), unixMs: () => Date.now() };
+interface Source {
+  view: SourceView<DirectoryWorker>;
+  /** Worker id -> its ranks, the last published one last. */
+  stock: Map<string, StockRank[]>;
+}
 
-/** How long a lost node is still shown. */
-const LOST_SHOWN_MS = 10 * 60_000;
-
-interface StockWorker {
-  worker: Worker;
-  /** Monotonic ms of the last publish or heartbeat: freshness counts from receipt, nodes' clocks differ. */
-  heardAt: number;
-  publishedAt: number;
+interface MemoryNode extends KnownNode, Pick<Node, "version" | "protection"> {
+  life: NodeLife;
+  memory: AnnounceRequest["memory"];
+  holdings: Holding[];
+  /** Source and worker id of each worker that its holdings are. */
+  workers: [sourceId: string, workerId: string][];
 }
 
 /** A directory that lives and dies with its process: one machine, development, tests. */
 export function createMemoryDirectory(options: MemoryDirectoryOptions): Directory {
   const clock = options.clock ?? SYSTEM_CLOCK;
-  const nodes = new Map<string, NodeRecord>();
-  /** source id -> worker id -> rank -> worker; plain maps take any name. */
-  const stock = new Map<string, Map<string, Map<number, StockWorker>>>();
+  const now = () => clock.monotonicMs();
+  const nodes = new Map<string, MemoryNode>();
+  const sources = new Map<string, Source>();
+  let reapedAt = now();
 
-  const live = (record: NodeRecord) => record.expiresAt > clock.monotonicMs();
+  const sourceOf = (sourceId: string, identity: SourceIdentity): Source => {
+    const known = sources.get(sourceId);
+    if (known !== undefined) {
+      return known;
+    }
+    const made = { view: createSourceView<DirectoryWorker>({ sourceId, identity }, now), stock: new Map() };
+    sources.set(sourceId, made);
+    return made;
+  };
 
-  const forget = () => {
-    const now = clock.monotonicMs();
-    for (const [name, record] of nodes) {
-      if (now - record.expiresAt > LOST_SHOWN_MS) {
-        nodes.delete(name);
+  const removeWorker = (sourceId: string, workerId: string) => {
+    const source = sources.get(sourceId);
+    source?.stock.delete(workerId);
+    source?.view.remove(workerId);
+    if (source?.view.size === 0) {
+      sources.delete(sourceId);
+    }
+  };
+
+  /** Takes a holding's worker out, unless another node has announced it since. */
+  const removeOwn = (node: NodeLife, [sourceId, workerId]: MemoryNode["workers"][number]) => {
+    if (sources.get(sourceId)?.view.get(workerId)?.node === node) {
+      removeWorker(sourceId, workerId);
+    }
+  };
+
+  const removeNode = (name: string) => {
+    const node = nodes.get(name);
+    for (const worker of node?.workers ?? []) {
+      removeOwn((node as MemoryNode).life, worker);
+    }
+    nodes.delete(name);
+  };
+
+  const lost = ({ life }: MemoryNode) => now() >= life.goneAt;
+
+  /** Forgets what is over, at most once an interval. */
+  const reap = () => {
+    const time = now();
+    if (time - reapedAt < options.reaperIntervalMs) {
+      return;
+    }
+    reapedAt = time;
+    for (const [name, { life }] of nodes) {
+      if (time - life.goneAt > LOST_SHOWN_MS) {
+        removeNode(name);
       }
     }
-    for (const [sourceId, workers] of stock) {
-      for (const [workerId, ranks] of workers) {
-        for (const [rank, entry] of ranks) {
-          if (now - entry.heardAt > options.gcTimeoutMs) {
-            ranks.delete(rank);
-          }
+    for (const [sourceId, { stock, view }] of sources) {
+      for (const [workerId, ranks] of stock) {
+        const kept = ranks.filter(({ worker }) => time < worker.life.goneAt);
+        if (kept.length === 0) {
+          removeWorker(sourceId, workerId);
+        } else if (kept.length < ranks.length) {
+          stock.set(workerId, kept);
+          view.put((kept.at(-1) as StockRank).worker);
         }
-        if (ranks.size === 0) {
-          workers.delete(workerId);
-        }
-      }
-      if (workers.size === 0) {
-        stock.delete(sourceId);
       }
     }
   };
 
-  const answer = (verdict: AnnounceVerdict, more: { knownEpoch?: bigint; takenBy?: string } = {}): AnnounceResponse =>
-    create(AnnounceResponseSchema, { verdict, nextAnnounceMs: options.announceIntervalMs, ...more });
-
-  /** Why an announce must not be taken, if it must not. */
-  const refusal = (message: AnnounceRequest, known: NodeRecord | undefined): AnnounceResponse | undefined => {
-    if (known === undefined || known.bootId === message.bootId) {
-      return known !== undefined && message.epoch < known.epoch
-        ? answer(AnnounceVerdict.STALE, { knownEpoch: known.epoch })
-        : undefined;
-    }
-    // The same store started again: its epoch decides. Another store under a live name is a second node.
-    if (live(known) && known.storeId !== message.storeId) {
-      return answer(AnnounceVerdict.NAME_TAKEN, { takenBy: known.address });
-    }
-    return message.epoch <= known.epoch ? answer(AnnounceVerdict.STALE, { knownEpoch: known.epoch }) : undefined;
-  };
-
-  const take = (message: AnnounceRequest, known: NodeRecord | undefined): AnnounceResponse => {
-    const sameStart = known !== undefined && known.bootId === message.bootId && known.epoch === message.epoch;
-    if (sameStart && message.sequence <= known.sequence) {
-      return answer(AnnounceVerdict.ACCEPTED);
-    }
-    if (message.holdings === undefined && !(sameStart && known.holdingsRevision === message.holdingsRevision)) {
-      return answer(AnnounceVerdict.RESEND);
-    }
+  const take = (message: AnnounceRequest, known: MemoryNode | undefined) => {
     for (const [name, other] of nodes) {
       if (name !== message.node && other.storeId === message.storeId && message.storeId !== "") {
-        nodes.delete(name);
+        removeNode(name);
       }
     }
-    nodes.set(message.node, {
-      name: message.node,
+    const life: NodeLife = known?.life ?? { name: message.node, ...freshLife(), address: "", epoch: 0n, state: 0 };
+    const expiresAt = now() + message.ttlMs;
+    Object.assign(life, {
+      updatedAtMs: clock.unixMs(),
+      freshUntil: expiresAt,
+      goneAt: expiresAt,
       address: message.address,
       epoch: message.epoch,
-      sequence: message.sequence,
-      bootId: message.bootId,
-      storeId: message.storeId,
-      version: message.version,
-      protection: message.protection,
       state: message.state,
-      memory: message.memory,
-      holdingsRevision: message.holdingsRevision,
-      holdings: message.holdings?.holdings ?? known?.holdings ?? [],
-      lastSeenMs: clock.unixMs(),
-      expiresAt: clock.monotonicMs() + message.ttlMs,
     });
-    return answer(AnnounceVerdict.ACCEPTED);
+    const { epoch, sequence, bootId, storeId, address, holdingsRevision, version, protection, memory } = message;
+    const holdings = message.holdings?.holdings ?? known?.holdings ?? [];
+    const workers = message.holdings === undefined ? (known?.workers ?? []) : listHoldings(holdings, life, known);
+    const told = { epoch, sequence, bootId, storeId, address, holdingsRevision, version, protection, memory };
+    nodes.set(message.node, { ...told, live: true, life, holdings, workers });
   };
 
-  const stockWorkers = (sourceId: string | undefined): Worker[] => {
-    const now = clock.monotonicMs();
-    const sources = sourceId === undefined ? [...stock.values()] : [stock.get(sourceId) ?? new Map()];
-    return sources.flatMap((workers: Map<string, Map<number, StockWorker>>) =>
-      [...workers.values()].flatMap((ranks) => {
-        // One worker id with several ranks lists the last published one.
-        const last = [...ranks.values()].sort((a, b) => b.publishedAt - a.publishedAt)[0];
-        if (last === undefined) {
-          return [];
-        }
-        const stale = now - last.heardAt > options.heartbeatTimeoutMs && last.worker.status === SourceStatus.READY;
-        return [stale ? { ...last.worker, status: SourceStatus.STALE } : last.worker];
-      }),
-    );
+  const freshLife = () => ({ updatedAtMs: 0, freshUntil: 0, goneAt: 0 });
+
+  /** Puts a node's holdings into their sources, and takes those out that it had before. */
+  const listHoldings = (holdings: Holding[], node: NodeLife, known: MemoryNode | undefined): MemoryNode["workers"] => {
+    const workers: MemoryNode["workers"] = [];
+    for (const holding of holdings) {
+      for (const { sourceId, identity, ...worker } of workersOfHolding(holding)) {
+        workers.push([sourceId, worker.workerId]);
+        sourceOf(sourceId, identity).view.put({
+          ...worker,
+          load: undefined,
+          topology: {},
+          life: node,
+          ofNode: true,
+          node,
+          holding: () => holding,
+          objectDigest: holding.objectDigest,
+        });
+      }
+    }
+    const kept = new Set(workers.map((worker) => worker.join("/")));
+    for (const worker of known?.workers ?? []) {
+      if (!kept.has(worker.join("/"))) {
+        removeOwn(node, worker);
+      }
+    }
+    return workers;
   };
 
-  const allWorkers = (sourceId?: string): Worker[] => {
-    const own = [...nodes.values()].filter(live).flatMap(workersOf);
-    return [
-      ...own.filter((worker) => sourceId === undefined || worker.sourceId === sourceId),
-      ...stockWorkers(sourceId),
-    ];
+  const heard = () => {
+    const time = now();
+    return {
+      updatedAtMs: clock.unixMs(),
+      freshUntil: time + options.heartbeatTimeoutMs,
+      goneAt: time + options.gcTimeoutMs,
+    };
   };
 
-  const wanted = (worker: Worker, query: WorkerQuery): boolean =>
-    (query.status === undefined || worker.status === query.status) &&
-    (query.modelName === undefined || worker.identity.modelName === query.modelName) &&
-    (query.rank === undefined || worker.rank === query.rank) &&
-    (query.minUpdatedAtMs === undefined || worker.updatedAtMs >= query.minUpdatedAtMs);
+  const nodeMessage = (name: string, node: MemoryNode): Node =>
+    create(NodeSchema, {
+      name,
+      state: lost(node) ? NodeState.LOST : node.life.state,
+      epoch: node.epoch,
+      address: node.address,
+      lastSeenMs: BigInt(node.life.updatedAtMs),
+      holdings: node.holdings,
+      version: node.version,
+      protection: node.protection,
+      ...(node.memory === undefined ? {} : { memory: node.memory }),
+    });
 
   return {
     backend: "memory",
     async announce(message) {
-      forget();
+      reap();
       const known = nodes.get(message.node);
-      return refusal(message, known) ?? take(message, known);
+      const judgement = judgeAnnounce(message, known === undefined ? undefined : { ...known, live: !lost(known) });
+      if (judgement.verdict === "take") {
+        take(message, known);
+      }
+      return announceReply(judgement, options.announceIntervalMs);
     },
-    async leave(node, epoch, bootId) {
-      const known = nodes.get(node);
+    async leave(name, epoch, bootId) {
+      const known = nodes.get(name);
       if (known !== undefined && known.epoch === epoch && known.bootId === bootId) {
-        nodes.delete(node);
+        removeNode(name);
       }
     },
     async lookup(sourceId, rank) {
-      const holders = [...nodes.values()]
-        .filter((record) => live(record) && record.state !== NodeState.DRAINING)
-        .flatMap((record) =>
-          record.holdings
-            .filter(
-              ({ identities, state }) =>
-                (state === HoldingState.COMPLETE || state === HoldingState.FILLING) &&
-                identities.some((named) => named.sourceId === sourceId && named.rank === rank),
-            )
-            .map((holding) =>
-              create(HolderSchema, { node: record.name, address: record.address, epoch: record.epoch, holding }),
-            ),
-        );
-      return holders.sort(
-        (a, b) =>
-          Number(b.holding?.state === HoldingState.COMPLETE) - Number(a.holding?.state === HoldingState.COMPLETE) ||
-          compareUtf8(a.node, b.node),
-      );
+      const source = sources.get(sourceId);
+      return source === undefined ? [] : holdersIn(source.view, rank);
     },
-    async near(modelName) {
-      const held = [...nodes.values()]
-        .filter(live)
-        .flatMap(({ holdings }) => holdings.flatMap(({ identities }) => identities));
-      return namesNear(
+    near: async (modelName) =>
+      namesNear(
         modelName,
-        held.flatMap(({ identity, rank }) => (identity === undefined ? [] : [{ identity, rank }])),
-      );
-    },
+        [...sources.values()].flatMap(({ view }) => heldNames(view)),
+      ),
     async nodes() {
-      forget();
-      return [...nodes.values()]
-        .sort((a, b) => compareUtf8(a.name, b.name))
-        .map((record) =>
-          create(NodeSchema, {
-            name: record.name,
-            state: live(record) ? record.state : NodeState.LOST,
-            epoch: record.epoch,
-            address: record.address,
-            lastSeenMs: BigInt(record.lastSeenMs),
-            holdings: record.holdings,
-            version: record.version,
-            protection: record.protection,
-            ...(record.memory === undefined ? {} : { memory: record.memory }),
-          }),
-        );
+      reap();
+      return [...nodes].sort(([a], [b]) => compareUtf8(a, b)).map(([name, node]) => nodeMessage(name, node));
     },
-    async publish({ sourceId, workerId, identity, metadata }) {
-      forget();
-      const workers = stock.get(sourceId) ?? new Map<string, Map<number, StockWorker>>();
-      const ranks = workers.get(workerId) ?? new Map<number, StockWorker>();
-      const before = ranks.get(metadata.workerRank);
-      const now = clock.monotonicMs();
+    async publish({ sourceId, workerId, identity, worker: published }) {
+      reap();
+      const { view, stock } = sourceOf(sourceId, identity);
+      const { workerRank: rank, status, accelerator, topology } = published.summary;
+      const ranks = stock.get(workerId) ?? [];
+      const before = ranks.find(({ worker }) => worker.rank === rank)?.worker;
       // What is live stays live: a second publish must not hide it.
-      const alive = before !== undefined && now - before.heardAt <= options.heartbeatTimeoutMs;
-      const status = alive
-        ? before.worker.status
-        : metadata.status === SourceStatus.READY
-          ? SourceStatus.INITIALIZING
-          : metadata.status;
-      const worker: Worker = {
-        sourceId,
+      const alive = before !== undefined && now() < before.life.freshUntil;
+      const first = status === SourceStatus.READY ? SourceStatus.INITIALIZING : status;
+      const worker: DirectoryWorker = {
         workerId,
-        rank: metadata.workerRank,
-        identity,
-        metadata,
-        status,
-        updatedAtMs: clock.unixMs(),
-        sourceLoad: alive ? before.worker.sourceLoad : undefined,
-        node: "",
+        rank,
+        status: alive ? before.status : first,
+        load: alive ? before.load : undefined,
+        accelerator,
+        topology,
+        life: heard(),
+        ofNode: false,
+        hidden: false,
+        node: undefined,
+        holding: undefined,
         objectDigest: new Uint8Array(),
       };
-      ranks.set(metadata.workerRank, { worker, heardAt: now, publishedAt: now });
-      workers.set(workerId, ranks);
-      stock.set(sourceId, workers);
+      stock.set(workerId, [...ranks.filter(({ worker: other }) => other.rank !== rank), { worker, published }]);
+      view.put(worker);
+      return "stored";
     },
-    async updateStatus({ sourceId, workerId, rank, status, sourceLoad }) {
-      const entry = stock.get(sourceId)?.get(workerId)?.get(rank);
-      if (entry === undefined) {
-        return false;
+    async updateStatus({ sourceId, workerId, rank, status, sourceLoad }: StatusUpdate) {
+      const source = sources.get(sourceId);
+      const known = source?.stock.get(workerId)?.find(({ worker }) => worker.rank === rank)?.worker;
+      if (source === undefined || known === undefined || now() >= known.life.goneAt) {
+        return "unknown";
       }
-      entry.heardAt = clock.monotonicMs();
-      entry.worker = { ...entry.worker, status, sourceLoad, updatedAtMs: clock.unixMs() };
-      return true;
+      known.status = status;
+      known.load = sourceLoad;
+      Object.assign(known.life, heard());
+      source.view.touch();
+      return "stored";
     },
-    async workers(query) {
-      forget();
-      return allWorkers(query.sourceId)
-        .filter((worker) => wanted(worker, query))
-        .sort((a, b) => b.updatedAtMs - a.updatedAtMs || compareUtf8(a.workerId, b.workerId));
+    async list(query) {
+      reap();
+      if (query.sourceId !== undefined) {
+        return sources.get(query.sourceId)?.view.list(query) ?? new Uint8Array();
+      }
+      const { limit, ...filters } = query;
+      const all = [...sources.values()].flatMap(({ view }) => view.select(filters)).sort(newestFirst);
+      return encodeInstances(limit === undefined ? all : all.slice(0, limit));
     },
     async worker(sourceId, workerId) {
-      const ranks = stock.get(sourceId)?.get(workerId);
-      const lowest =
-        ranks === undefined ? undefined : [...ranks.values()].sort((a, b) => a.worker.rank - b.worker.rank)[0];
-      return lowest?.worker ?? allWorkers(sourceId).find((worker) => worker.workerId === workerId);
+      const source = sources.get(sourceId);
+      const ranks = source?.stock.get(workerId)?.filter(({ worker }) => now() < worker.life.goneAt) ?? [];
+      const lowest = ranks.reduce<StockRank | undefined>(
+        (least, rank) => (least === undefined || rank.worker.rank < least.worker.rank ? rank : least),
+        undefined,
+      );
+      if (source !== undefined && lowest !== undefined) {
+        const { worker, published } = lowest;
+        const metadata = withStatus(published.bytes, statusNow(worker, now()), worker.life.updatedAtMs);
+        return { identity: source.view.identity, metadata };
+      }
+      const worker = source?.view.get(workerId);
+      return source === undefined || worker?.node === undefined || worker.hidden || now() >= worker.life.goneAt
+        ? undefined
+        : { identity: source.view.identity, metadata: metadataOfHolding({ ...worker, node: worker.node }) };
     },
     async sources(modelName) {
-      forget();
-      const groups = Map.groupBy(
-        allWorkers().filter(({ identity }) => modelName === "" || identity.modelName === modelName),
-        ({ sourceId }) => sourceId,
-      );
-      return [...groups]
-        .sort(([a], [b]) => compareUtf8(a, b))
-        .map(([sourceId, workers]) =>
-          create(SourceSchema, {
-            sourceId,
-            modelName: workers[0]?.identity.modelName ?? "",
-            revision: workers[0]?.identity.revision ?? "",
-            workers: workers.map(({ workerId, rank, status, node, metadata, updatedAtMs, objectDigest }) => ({
-              workerId,
-              rank,
-              status,
-              node,
-              accelerator: metadata.accelerator,
-              updatedAt: BigInt(updatedAtMs),
-              objectDigest,
-            })),
-          }),
-        );
+      reap();
+      return [...sources.values()]
+        .filter(({ view }) => modelName === "" || view.identity.modelName === modelName)
+        .sort((a, b) => compareUtf8(a.view.sourceId, b.view.sourceId))
+        .flatMap(({ view }) => sourceMessage(view, now()) ?? []);
     },
+    async size() {
+      reap();
+      const counts = { ready: 0, draining: 0, lost: 0 };
+      for (const node of nodes.values()) {
+        counts[lost(node) ? "lost" : node.life.state === NodeState.DRAINING ? "draining" : "ready"]++;
+      }
+      const workers = [...sources.values()].reduce((sum, { view }) => sum + view.size, 0);
+      return { nodes: counts, sources: sources.size, workers };
+    },
+    ready: async () => undefined,
     health: async () => undefined,
     close: async () => undefined,
   };

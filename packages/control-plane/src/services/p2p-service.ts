@@ -1,47 +1,66 @@
-import { create } from "@bufbuild/protobuf";
 import { computeSourceId, enumName } from "@weightline/proto";
+import { GetResponseSchema, type PublishRequest, PublishRequestSchema } from "@weightline/proto/directory";
 import {
+  type GetMetadataRequest,
   type ListSourcesRequest,
   P2pService,
-  type PublishMetadataRequest,
-  type SourceIdentity,
-  SourceInstanceRefSchema,
   SourceStatusSchema,
+  type UpdateStatusRequest,
 } from "@weightline/proto/p2p";
-import { createBoundedLog, type Logger, route, type ServiceRoute, toWeightlineError } from "@weightline/runtime";
-import type { Directory, Worker, WorkerQuery } from "../directory/directory.ts";
+import {
+  createBoundedLog,
+  EncodedMessage,
+  type Logger,
+  malformedRequest,
+  routeInWireForms,
+  type ServiceRoute,
+  toWeightlineError,
+} from "@weightline/runtime";
+import type { Directory, Publication, UpdateOutcome, WorkerQuery } from "../directory/directory.ts";
+import { type PublishedWorker, readWorker } from "../directory/published-worker.ts";
+import { recordProblem } from "./record-limits.ts";
 
 const KNOWN_STATUS = new Set(SourceStatusSchema.values.map(({ number }) => number));
 
-/** contract.md, "Publish": checked in this order. */
-function publishProblem(request: PublishMetadataRequest): string | undefined {
-  if (request.identity === undefined) {
-    return "identity is required";
-  }
-  if (request.identity.modelName === "") {
-    return "identity.model_name is required";
-  }
-  if (request.workerId === "") {
-    return "worker_id is required";
-  }
-  return request.worker === undefined ? "worker is required" : undefined;
-}
-
-const STEP_MAX = 2n ** 64n - 1n;
-
-/**
- * contract.md: `training_step`, else `version`; undefined when it is no whole number of 64 bits. One that does not fit the
- * field would spoil every list that its worker is in.
- */
-function trainingStep(identity: SourceIdentity): bigint | undefined {
-  const text = identity.extraParameters["training_step"] ?? identity.extraParameters["version"];
-  const step = text !== undefined && /^\d{1,20}$/.test(text) ? BigInt(text) : undefined;
-  return step !== undefined && step <= STEP_MAX ? step : undefined;
-}
+/** A worker's metadata is passed on undecoded. */
+const FORMS = { publishMetadata: { input: PublishRequestSchema }, getMetadata: { output: GetResponseSchema } };
 
 /** contract.md: clamped to 0..1; what is no number counts as none. */
 export function clampLoad(load: number | undefined): number | undefined {
   return load === undefined || !Number.isFinite(load) ? undefined : Math.min(1, Math.max(0, load));
+}
+
+function metadataOf(encoded: Uint8Array): PublishedWorker {
+  try {
+    return readWorker(encoded);
+  } catch (error) {
+    throw malformedRequest("model_express.p2p.WorkerMetadata", error instanceof Error ? error.message : String(error));
+  }
+}
+
+/** What a request publishes, or contract.md's words for what it lacks, checked in this order. */
+function publicationOf({ identity, workerId, worker }: PublishRequest): Publication | string {
+  if (identity === undefined) {
+    return "identity is required";
+  }
+  if (identity.modelName === "") {
+    return "identity.model_name is required";
+  }
+  if (workerId === "") {
+    return "worker_id is required";
+  }
+  if (worker === undefined) {
+    return "worker is required";
+  }
+  const published = metadataOf(worker);
+  return (
+    recordProblem(identity, workerId, published.summary) ?? {
+      sourceId: computeSourceId(identity),
+      workerId,
+      identity,
+      worker: published,
+    }
+  );
 }
 
 function queryOf(request: ListSourcesRequest): WorkerQuery {
@@ -61,96 +80,78 @@ function queryOf(request: ListSourcesRequest): WorkerQuery {
   if (request.minUpdatedAt !== undefined) {
     query.minUpdatedAtMs = Number(request.minUpdatedAt);
   }
+  if (request.minTrainingStep !== undefined) {
+    query.minTrainingStep = request.minTrainingStep;
+  }
+  if (request.limit !== undefined) {
+    query.limit = request.limit;
+  }
   return query;
 }
 
-function toInstance(worker: Worker) {
-  const step = trainingStep(worker.identity);
-  return create(SourceInstanceRefSchema, {
-    mxSourceId: worker.sourceId,
-    workerId: worker.workerId,
-    modelName: worker.identity.modelName,
-    workerRank: worker.rank,
-    accelerator: worker.metadata.accelerator,
-    updatedAt: BigInt(worker.updatedAtMs),
-    topology: worker.metadata.topology,
-    ...(step === undefined ? {} : { trainingStep: step }),
-    ...(worker.sourceLoad === undefined ? {} : { sourceLoad: worker.sourceLoad }),
-  });
-}
+const REFUSED_UPDATES: Readonly<Record<Exclude<UpdateOutcome, "stored">, string>> = {
+  unknown: "that worker and rank are not known under this source",
+  superseded: "a newer publish or heartbeat of this worker was stored before it",
+};
 
 /** model_express.p2p.P2pService by the contract's rules: verdicts are in replies, not in gRPC codes. */
 export function createP2pService(directory: Directory, log: Logger): ServiceRoute {
   const bounded = createBoundedLog(log);
-  return route(P2pService, {
-    async publishMetadata(request) {
-      const problem = publishProblem(request);
-      const { identity, worker, workerId } = request;
-      if (problem !== undefined || identity === undefined || worker === undefined) {
-        bounded("info", { event: "publish-refused", error: problem ?? "" }, "a publish was refused");
-        return { success: false, message: problem ?? "", mxSourceId: "", workerId: "" };
+  return routeInWireForms(P2pService, FORMS, {
+    async publishMetadata(request: PublishRequest) {
+      const publication = publicationOf(request);
+      if (typeof publication === "string") {
+        bounded("info", { event: "publish-refused", error: publication }, "a publish was refused");
+        return { success: false, message: publication, mxSourceId: "", workerId: "" };
       }
-      const sourceId = computeSourceId(identity);
+      const { sourceId, workerId } = publication;
+      let problem = "a newer publish of this worker was stored before it";
       try {
-        await directory.publish({ sourceId, workerId, identity, metadata: worker });
+        if ((await directory.publish(publication)) === "stored") {
+          return { success: true, message: "published", mxSourceId: sourceId, workerId };
+        }
       } catch (error) {
-        bounded(
-          "warn",
-          { event: "publish-failed", source_id: sourceId, error: toWeightlineError(error).message },
-          "a publish was not stored",
-        );
-        return {
-          success: false,
-          message: `Failed to publish metadata: ${toWeightlineError(error).message}`,
-          mxSourceId: "",
-          workerId: "",
-        };
+        problem = toWeightlineError(error).message;
       }
-      return { success: true, message: "published", mxSourceId: sourceId, workerId };
+      bounded("warn", { event: "publish-failed", source_id: sourceId, error: problem }, "a publish was not stored");
+      return { success: false, message: `Failed to publish metadata: ${problem}`, mxSourceId: "", workerId: "" };
     },
-    async listSources(request) {
-      const workers = await directory.workers(queryOf(request));
-      const least = request.minTrainingStep;
-      const right =
-        least === undefined ? workers : workers.filter(({ identity }) => (trainingStep(identity) ?? -1n) >= least);
-      const limited = request.limit === undefined ? right : right.slice(0, request.limit);
-      return { instances: limited.map(toInstance) };
+    async listSources(request: ListSourcesRequest) {
+      return new EncodedMessage(await directory.list(queryOf(request)));
     },
-    async getMetadata({ mxSourceId, workerId }) {
+    async getMetadata({ mxSourceId, workerId }: GetMetadataRequest) {
       if (mxSourceId === "" || workerId === "") {
         return { found: false, mxSourceId: "", workerId: "" };
       }
       const worker = await directory.worker(mxSourceId, workerId);
-      if (worker === undefined) {
-        return { found: false, mxSourceId, workerId };
-      }
-      const metadata = { ...worker.metadata, status: worker.status, updatedAt: BigInt(worker.updatedAtMs) };
-      return { found: true, worker: metadata, mxSourceId, workerId, identity: worker.identity };
+      return worker === undefined
+        ? { found: false, mxSourceId, workerId }
+        : { found: true, worker: worker.metadata, mxSourceId, workerId, identity: worker.identity };
     },
-    async updateStatus({ mxSourceId, workerId, workerRank, status, sourceLoad }) {
+    async updateStatus({ mxSourceId, workerId, workerRank, status, sourceLoad }: UpdateStatusRequest) {
       if (mxSourceId === "" || workerId === "") {
         return { success: false, message: mxSourceId === "" ? "mx_source_id is required" : "worker_id is required" };
       }
       if (!KNOWN_STATUS.has(status)) {
         return { success: false, message: `invalid status value: ${status}` };
       }
+      let problem: string;
       try {
-        const known = await directory.updateStatus({
+        const outcome = await directory.updateStatus({
           sourceId: mxSourceId,
           workerId,
           rank: workerRank,
           status,
           sourceLoad: clampLoad(sourceLoad),
         });
-        return known
-          ? { success: true, message: enumName(SourceStatusSchema, status) }
-          : {
-              success: false,
-              message: `Failed to update status: worker ${workerId} of rank ${workerRank} is not known under ${mxSourceId}`,
-            };
+        if (outcome === "stored") {
+          return { success: true, message: enumName(SourceStatusSchema, status) };
+        }
+        problem = REFUSED_UPDATES[outcome];
       } catch (error) {
-        return { success: false, message: `Failed to update status: ${toWeightlineError(error).message}` };
+        problem = toWeightlineError(error).message;
       }
+      return { success: false, message: `Failed to update status: ${problem}` };
     },
   });
 }

@@ -1,3 +1,5 @@
+import { createRedisServer } from "../../../../test/support/redis-server.ts";
+
 /** Where a control plane under test keeps its records. */
 export interface OpenBackend {
   /** Variables of the control plane that make it use this backend. */
@@ -15,4 +17,11 @@ export interface Backend {
 /** Every backend that the contract is proved on. */
 export const BACKENDS: readonly Backend[] = [
   { name: "memory", open: async () => ({ env: { MX_METADATA_BACKEND: "memory" }, close: async () => undefined }) },
+  {
+    name: "redis",
+    async open() {
+      const server = await createRedisServer();
+      return { env: { MX_METADATA_BACKEND: "redis", REDIS_URL: server.url }, close: () => server.remove() };
+    },
+  },
 ];

@@ -5,7 +5,7 @@ import { ApiService } from "@weightline/proto/api";
 import { Health, HealthCheckResponse_ServingStatus as Serving } from "@weightline/proto/grpc-health";
 import { HealthService } from "@weightline/proto/health";
 import { ModelService } from "@weightline/proto/model";
-import { openHttp2, rawUnary } from "../../../../test/support/raw-grpc.ts";
+import { openHttp2, rawUnary } from "../../../../test/support/http2-grpc.ts";
 import { onEveryBackend } from "./under-contract.ts";
 
 const NAMES = [

@@ -16,7 +16,7 @@ import {
   UpdateStatusResponseSchema,
 } from "@weightline/proto/p2p";
 import { MAX_MESSAGE_BYTES } from "@weightline/runtime";
-import { grpcFrame, openCall, openHttp2, rawUnary } from "../../../../test/support/raw-grpc.ts";
+import { grpcFrame, openCall, openHttp2, rawUnary } from "../../../../test/support/http2-grpc.ts";
 import { identityOf } from "./identity.ts";
 import { onEveryBackend } from "./under-contract.ts";
 

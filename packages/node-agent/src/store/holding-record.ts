@@ -1,10 +1,11 @@
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
+import { identityFromJson, identityToJson } from "@weightline/proto";
 import type { SourceIdentity } from "@weightline/proto/p2p";
 import type { SourceFile } from "@weightline/rdma-native";
 import { WeightlineError } from "@weightline/runtime";
 import { HOLDING_STATES, type HoldingStateName } from "../holdings/holding-state.ts";
-import { identityFromJson, identityToJson } from "./identity-json.ts";
+
 import { writeWholeJson } from "./whole-file.ts";
 
 /** Version of record.json that this agent writes, and the oldest agent that may read what it writes. */

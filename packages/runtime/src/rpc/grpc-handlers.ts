@@ -6,6 +6,7 @@ import * as grpc from "@grpc/grpc-js";
 import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import { toHeaders } from "./grpc-metadata.ts";
 import { ERROR_METADATA, encodeDetail, malformedRequest, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
+import { EncodedMessage } from "./wire-forms.ts";
 
 /** A handler in Connect's form, its kind known only at run time. */
 export type Handler = (request: unknown, context: HandlerContext) => unknown;
@@ -175,8 +176,8 @@ export function toGrpcHandler(
   }
   return (call: grpc.ServerUnaryCall<unknown, unknown>, callback: grpc.sendUnaryData<unknown>) => {
     const body = async (context: HandlerContext) => {
-      const reply = (await handler(requestOf(call, context.signal), context)) as Message;
-      callback(null, create(method.output, reply));
+      const reply = await handler(requestOf(call, context.signal), context);
+      callback(null, reply instanceof EncodedMessage ? reply : create(method.output, reply as Message));
     };
     void observed(method, call, surroundings, body, (status) => callback(status));
   };

@@ -6,6 +6,7 @@ import { WeightlineError } from "../error.ts";
 import { formatAddress } from "../network-address.ts";
 import type { CallFailure } from "./call-failure.ts";
 import { type Handler, type HandlerSurroundings, streamsOf, toGrpcHandler, Undecodable } from "./grpc-handlers.ts";
+import { EncodedMessage } from "./wire-forms.ts";
 
 /** contract.md: 100 MiB both ways. */
 export const MAX_MESSAGE_BYTES = 100 * 1024 * 1024;
@@ -56,6 +57,12 @@ function decode(type: DescMessage, bytes: Uint8Array): unknown {
   }
 }
 
+function encode(type: DescMessage, message: unknown): Buffer {
+  const bytes =
+    message instanceof EncodedMessage ? message.bytes : toBinary(type, message as MessageShape<DescMessage>);
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
 function addRoute(server: grpc.Server, { service, implementation }: ServiceRoute, around: HandlerSurroundings): void {
   const definition: Record<string, grpc.MethodDefinition<unknown, unknown>> = {};
   const handlers: grpc.UntypedServiceImplementation = {};
@@ -66,7 +73,7 @@ function addRoute(server: grpc.Server, { service, implementation }: ServiceRoute
       ...streamsOf(method),
       requestSerialize: (message) => Buffer.from(toBinary(method.input, message as MessageShape<DescMessage>)),
       requestDeserialize: (bytes) => decode(method.input, bytes),
-      responseSerialize: (message) => Buffer.from(toBinary(method.output, message as MessageShape<DescMessage>)),
+      responseSerialize: (message) => encode(method.output, message),
       responseDeserialize: (bytes) => fromBinary(method.output, bytes),
     };
     if (handler !== undefined) {

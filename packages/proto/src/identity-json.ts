@@ -1,5 +1,5 @@
 import { create, toBinary } from "@bufbuild/protobuf";
-import { type SourceIdentity, SourceIdentitySchema } from "@weightline/proto/p2p";
+import { type SourceIdentity, SourceIdentitySchema } from "./gen/model_express/p2p_pb.ts";
 
 /** contract.md's field names, as records keep them. */
 const FIELDS = SourceIdentitySchema.fields.map((field) => [field.name, field.localName] as const);

@@ -1,0 +1,32 @@
+import { fromBinary, toBinary } from "@bufbuild/protobuf";
+import { type WorkerSummary, WorkerSummarySchema } from "@weightline/proto/directory";
+import { SourceStatus } from "@weightline/proto/p2p";
+import { varintBytes, writeVarint } from "./wire.ts";
+
+/** A WorkerMetadata as a directory keeps it: what it reads itself, and the bytes that it only passes on. */
+export interface PublishedWorker {
+  summary: WorkerSummary;
+  /** The encoded WorkerMetadata without status and updated_at, which are the directory's own. */
+  bytes: Uint8Array;
+}
+
+/** Reads an encoded WorkerMetadata; throws what protobuf throws when it is none. */
+export function readWorker(encoded: Uint8Array): PublishedWorker {
+  const summary = fromBinary(WorkerSummarySchema, encoded);
+  const bytes = toBinary(WorkerSummarySchema, { ...summary, status: SourceStatus.UNKNOWN, updatedAt: 0n });
+  return { summary, bytes };
+}
+
+const STATUS_TAG = (4 << 3) | 0;
+const UPDATED_AT_TAG = (5 << 3) | 0;
+
+/** The encoded WorkerMetadata of stored bytes with their status and time of update (Unix ms). */
+export function withStatus(bytes: Uint8Array, status: SourceStatus, updatedAtMs: number): Uint8Array {
+  const whole = Buffer.allocUnsafe(bytes.length + 2 + varintBytes(status) + varintBytes(updatedAtMs));
+  whole.set(bytes);
+  whole[bytes.length] = STATUS_TAG;
+  const next = writeVarint(whole, bytes.length + 1, status);
+  whole[next] = UPDATED_AT_TAG;
+  writeVarint(whole, next + 1, updatedAtMs);
+  return whole;
+}

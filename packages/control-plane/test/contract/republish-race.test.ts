@@ -6,9 +6,9 @@ import { identityOf } from "./identity.ts";
 import { onEveryBackend } from "./under-contract.ts";
 
 const PUBLISHES_MIN = 200;
-const ROUNDS_MIN = 300;
+const ROUNDS_MIN = 200;
 /** Enough that a publish is no single packet. */
-const METADATA_BYTES = 100_000;
+const METADATA_BYTES = 40_000;
 const READER = fileURLToPath(new URL("./racing-reader.ts", import.meta.url));
 
 onEveryBackend(async (t, { p2p, controlPlane, ready }) => {

@@ -4,7 +4,7 @@ import { CONTROL_PLANE_OPTIONS, type ControlPlane, createControlPlane } from "@w
 import { P2pService, SourceStatus, type WorkerMetadataSchema } from "@weightline/proto/p2p";
 import { createGrpcChannel, createLogger, type GrpcChannel, type Logger, readConfiguration } from "@weightline/runtime";
 import t, { type Test } from "tap";
-import { BACKENDS } from "./backends.ts";
+import { BACKENDS, type Backend } from "./backends.ts";
 import { identityOf } from "./identity.ts";
 
 /** A control plane with a client, on one backend. */
@@ -72,12 +72,15 @@ async function startPlane(t: Test, backend: Readonly<Record<string, string>>, op
   };
 }
 
+/** Rules as tests of `t`. */
+export type ContractBody = (t: Test, plane: Plane, start: StartPlane) => Promise<void>;
+
 /**
  * Runs the rules on every backend, each in a test that is called after it. `body` gets a control plane that all its tests
  * share, and can start others.
  */
-export function onEveryBackend(body: (t: Test, plane: Plane, start: StartPlane) => Promise<void>): void {
-  for (const backend of BACKENDS) {
+export function onEveryBackend(body: ContractBody, backends: readonly Backend[] = BACKENDS): void {
+  for (const backend of backends) {
     t.test(backend.name, async (t) => {
       const open = await backend.open();
       t.teardown(() => open.close());
@@ -85,4 +88,12 @@ export function onEveryBackend(body: (t: Test, plane: Plane, start: StartPlane) 
       await body(t as Test, await start(t as Test), start);
     });
   }
+}
+
+/** The same on memory alone, for rules that no backend has a part in. */
+export function onMemory(body: ContractBody): void {
+  onEveryBackend(
+    body,
+    BACKENDS.filter(({ name }) => name === "memory"),
+  );
 }

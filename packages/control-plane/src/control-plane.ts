@@ -12,6 +12,7 @@ import {
   createOperationsServer,
   type Logger,
   toWeightlineError,
+  withReflection,
 } from "@weightline/runtime";
 import { addAdminApi } from "./admin-api.ts";
 import { createBackendWatch } from "./backend-watch.ts";
@@ -91,14 +92,14 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
       bind,
       port: configuration.port,
       portFlag: "--port",
-      routes: [
+      routes: withReflection([
         createNodeService(directory, fleet, log, metrics.announced),
         createP2pService(directory, log),
         createStockHealthService(VERSION, () => state.status()),
         createApiService(),
         createModelService(),
         state.route,
-      ],
+      ]),
       onCall: metrics.called,
       onFailure,
     });

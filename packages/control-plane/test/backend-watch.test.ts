@@ -1,6 +1,5 @@
 // Health tells the truth about a backend that is lost, hangs and comes back; time is the test's own.
 import { Code } from "@connectrpc/connect";
-import { NodeState } from "@weightline/proto/common";
 import { Health, HealthCheckResponse_ServingStatus as Serving } from "@weightline/proto/grpc-health";
 import { createGrpcChannel, createGrpcServer, createLogger, type Logger } from "@weightline/runtime";
 import t from "tap";

@@ -16,6 +16,7 @@ import {
   parseAddresses,
   toWeightlineError,
   WeightlineError,
+  withReflection,
 } from "@weightline/runtime";
 import { type AgentConfiguration, DESCRIPTOR_SOCKET_SUFFIX } from "./configuration.ts";
 import { createDirectoryClient, type DirectoryClient } from "./directory/directory-client.ts";
@@ -347,7 +348,7 @@ async function start(
     bind,
     port: configuration.port,
     portFlag: "--port",
-    routes: [
+    routes: withReflection([
       createPeerService({
         node,
         store,
@@ -371,7 +372,7 @@ async function start(
         transferTimeoutSeconds: TRANSFER_TIMEOUT_S,
       }),
       health.route,
-    ],
+    ]),
     onFailure: createFailureLog(log),
   });
   address = formatAddress({ host, port: peerServer.port });

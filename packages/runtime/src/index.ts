@@ -53,5 +53,6 @@ export {
 export { createHealthStatus, type HealthStatus } from "./rpc/health-service.ts";
 export { createLocalClient } from "./rpc/local-client.ts";
 export { type LocalRpcOptions, mountLocalRpc, refuseLocalCall, unaryAnswer } from "./rpc/local-rpc.ts";
+export { withReflection } from "./rpc/reflection-service.ts";
 export { fromRpcError, malformedRequest, toConnectError } from "./rpc/rpc-error.ts";
 export { EncodedMessage, routeInWireForms, type WireForm } from "./rpc/wire-forms.ts";

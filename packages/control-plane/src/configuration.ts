@@ -6,6 +6,7 @@ import {
   type OptionValues,
   option,
   optionTypes,
+  SERVER_LIMITS,
 } from "@weightline/runtime";
 
 const { choice, duration, list, port, seconds, text, toggle, integer } = optionTypes;
@@ -57,6 +58,13 @@ export const CONTROL_PLANE_OPTIONS = {
     env: ["MODEL_EXPRESS_SERVER_METRICS_PORT"],
     default: 9401,
     description: "HTTP port of /metrics, /healthz, /readyz and the admin API (0: off)",
+  }),
+  connectionsPerAddress: option({
+    type: integer(1, 16_384),
+    yaml: "server.max_connections_per_address",
+    env: ["MODEL_EXPRESS_SERVER_MAX_CONNECTIONS_PER_ADDRESS"],
+    default: SERVER_LIMITS.connectionsPerAddressCount,
+    description: "gRPC connections that one address may have; above, its longest idle one ends",
   }),
   metadataBackend: option({
     type: choice(BACKENDS),

@@ -9,6 +9,7 @@ import {
   createGrpcServer,
   createHealthStatus,
   createLifecycle,
+  createLimitRecord,
   createMetrics,
   createOperationsServer,
   type Logger,
@@ -65,6 +66,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
   );
   life.add({ name: "directory", stop: () => directory.close() });
   const fleet = createFleet(directory);
+  const limitRecord = createLimitRecord(metrics, log);
   const health = createHealthStatus(SERVICES.map(({ typeName }) => typeName));
   let draining = false;
   metrics.onCollect(async () => {
@@ -90,7 +92,10 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
       ],
       onCall: (service, method, code, seconds) => rpcSeconds.observe({ service, method, code }, seconds),
       onFailure: createFailureLog(log),
+      onLimit: limitRecord.onLimit,
+      limits: { connectionsPerAddressCount: configuration.connectionsPerAddress },
     });
+    limitRecord.follow(() => server.connections());
     life.add({ name: "gRPC server", stop: (graceMs) => server.stop(graceMs) });
     let metricsPort = 0;
     if (configuration.metricsPort !== 0) {

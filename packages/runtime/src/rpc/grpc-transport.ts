@@ -5,8 +5,8 @@ import { WeightlineError } from "../error.ts";
 import { formatAddress, type NetworkAddress } from "../network-address.ts";
 import { streamsOf } from "./grpc-handlers.ts";
 import { type HeaderInit, toMetadata } from "./grpc-metadata.ts";
-import { MAX_MESSAGE_BYTES } from "./grpc-server.ts";
 import { ERROR_METADATA, fromStatus, REQUEST_ID_METADATA } from "./rpc-error.ts";
+import { MAX_MESSAGE_BYTES } from "./server-limits.ts";
 
 type Message = MessageShape<DescMessage>;
 

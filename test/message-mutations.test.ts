@@ -89,7 +89,7 @@ async function unchanged(t: Test, before: { names: string[]; bytes: number }): P
   t.match(status, { leases: 0, state: 1, holdings: [{ holdingId, state: 2 }] });
   t.equal(status.holdings.length, 1);
   t.strictSame(storeNames(), before.names, "nothing new in the store");
-  const grown = (await heapBytes(agent)) - before.bytes;
+  const grown = (await heapBytes(agent.program)) - before.bytes;
   t.ok(grown < HEAP_GROWTH_BYTES, `the heap grew by ${Math.round(grown / 1024)} KiB`);
   const errors = agent.program
     .output()
@@ -335,7 +335,7 @@ t.test(`local API: ${MESSAGES} changed requests, seed ${SEED}`, { timeout: TIME_
     }
   };
   await send(Math.min(MESSAGES / 4, 2000));
-  const before = { names: storeNames(), bytes: await heapBytes(agent) };
+  const before = { names: storeNames(), bytes: await heapBytes(agent.program) };
   const rounds = await besideOthers(Promise.all([send(MESSAGES / 2), send(MESSAGES / 2)]));
   t.ok(rounds > 0, `a client that behaves was served ${rounds} times`);
   t.comment(JSON.stringify(Object.fromEntries(kinds)));
@@ -361,7 +361,7 @@ function rawRequest(method: string, type: string, body: Buffer, length = body.le
 }
 
 t.test("requests that once failed", async (t) => {
-  const before = { names: storeNames(), bytes: await heapBytes(agent) };
+  const before = { names: storeNames(), bytes: await heapBytes(agent.program) };
   const ask = async (bytes: Buffer) => {
     const { answers } = readAnswers(await exchange(() => connect({ path: agent.socket, allowHalfOpen: true }), bytes));
     return answers.map((answer) => `${answer.status} ${connectCode(answer)}`);
@@ -487,7 +487,7 @@ t.test(`gRPC: ${MESSAGES} changed calls of peers, seed ${SEED}`, { timeout: TIME
     session?.destroy();
   };
   await send(Math.min(MESSAGES / 4, 2000));
-  const before = { names: storeNames(), bytes: await heapBytes(agent) };
+  const before = { names: storeNames(), bytes: await heapBytes(agent.program) };
   const rounds = await besideOthers(send(MESSAGES));
   t.ok(rounds > 0, `a client that behaves was served ${rounds} times`);
   t.comment(JSON.stringify(Object.fromEntries(kinds)));
@@ -548,7 +548,7 @@ t.test(`HTTP/2: ${SESSIONS} changed sessions, seed ${SEED}`, { timeout: TIME_MS 
     }
   };
   await send(SESSIONS / 4);
-  const before = { names: storeNames(), bytes: await heapBytes(agent) };
+  const before = { names: storeNames(), bytes: await heapBytes(agent.program) };
   const rounds = await besideOthers(Promise.all([send(SESSIONS / 3), send(SESSIONS / 3), send(SESSIONS / 3)]));
   t.ok(rounds > 0, `a client that behaves was served ${rounds} times`);
   await unchanged(t, before);

@@ -4,9 +4,9 @@ import t from "tap";
 import { createCluster, freePort } from "./support/cluster.ts";
 import { FLOOD_KINDS } from "./support/flood.ts";
 import { heapBytes, INSPECTABLE } from "./support/heap.ts";
+import { openRawConnection, prepareCall, type RawReply } from "./support/http2-frames.ts";
 import { until } from "./support/processes.ts";
 import { ROOT, startCommand } from "./support/program.ts";
-import { openRawConnection, prepareCall, type RawReply } from "./support/raw-grpc.ts";
 
 const FLOOD_MS = Number(process.env["WEIGHTLINE_FLOOD_MS"] ?? 700);
 /** Of the heap after its garbage has gone: caches of code that first ran meanwhile. */

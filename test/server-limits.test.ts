@@ -19,8 +19,8 @@ import {
 } from "@weightline/runtime";
 import t, { type Test } from "tap";
 import { H2, type HostilePeer, openHostilePeer } from "./support/hostile-peer.ts";
+import { END_STREAM, FRAME, frame, grpcMessage, windowUpdate } from "./support/http2-frames.ts";
 import { until } from "./support/processes.ts";
-import { END_STREAM, FRAME, frame, grpcMessage, windowUpdate } from "./support/raw-grpc.ts";
 
 const GET_HEALTH = `/${HealthService.typeName}/GetHealth`;
 const OTHER = "127.0.0.2";

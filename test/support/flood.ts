@@ -16,7 +16,7 @@ import {
   PREFACE,
   prepareCall,
   settings,
-} from "./raw-grpc.ts";
+} from "./http2-frames.ts";
 
 const P2P = "/model_express.p2p.P2pService";
 const LIST = `${P2P}/ListSources`;

@@ -1,6 +1,5 @@
 // A peer that speaks HTTP/2 as it likes: whatever frames, windows and silences a test wants.
 import type { Socket } from "node:net";
-import { until } from "./processes.ts";
 import {
   ACK,
   callHeaders,
@@ -14,7 +13,8 @@ import {
   INITIAL_WINDOW_SIZE,
   PREFACE,
   settings,
-} from "./raw-grpc.ts";
+} from "./http2-frames.ts";
+import { until } from "./processes.ts";
 
 /** Codes of RST_STREAM and GOAWAY. */
 export const H2 = { noError: 0, refusedStream: 7, cancel: 8, enhanceYourCalm: 11 } as const;

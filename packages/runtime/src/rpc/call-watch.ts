@@ -10,6 +10,23 @@ interface CallInside {
   stream: ServerHttp2Stream;
   incomingEncoding: string;
   maxReceiveMessageSize: number;
+  sendStatus(status: SentStatus): void;
+}
+
+type SentStatus = Pick<grpc.StatusObject, "code" | "details"> & { metadata?: grpc.Metadata | null };
+
+/** What grpc-js itself says of requests that are no calls of gRPC, with codes that would blame the server or its age. */
+const BROKEN_REQUESTS: readonly RegExp[] = [
+  /^Invalid grpc-timeout value/,
+  /^Failed to decompress message/,
+  /^Received no request message/,
+  /^Received a second request message/,
+];
+
+function blameCaller(status: SentStatus): SentStatus {
+  return !status.metadata && BROKEN_REQUESTS.some((pattern) => pattern.test(status.details))
+    ? { ...status, code: grpc.status.INVALID_ARGUMENT }
+    : status;
 }
 
 /** Watches the calls of a server: the bytes that they keep, and whether their clients go on. */
@@ -164,6 +181,8 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
       while (inside.nextCall !== undefined) {
         inside = inside.nextCall;
       }
+      const sendStatus = inside.sendStatus.bind(inside);
+      inside.sendStatus = (status) => sendStatus(blameCaller(status));
       const connection = table.callBegan(remoteAddress, remotePort, inside.stream.session);
       if (connection !== undefined) {
         watch(inside, connection, method as grpc.ServerMethodDefinition<unknown, unknown>, (code, details) =>

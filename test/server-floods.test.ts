@@ -5,6 +5,7 @@ import { createCluster, freePort } from "./support/cluster.ts";
 import { FLOOD_KINDS } from "./support/flood.ts";
 import { heapBytes, INSPECTABLE } from "./support/heap.ts";
 import { openRawConnection, prepareCall, type RawReply } from "./support/http2-frames.ts";
+import { readMetric } from "./support/operations-port.ts";
 import { until } from "./support/processes.ts";
 import { ROOT, startCommand } from "./support/program.ts";
 
@@ -24,12 +25,7 @@ t.teardown(() => other.close());
 const list = prepareCall("/model_express.p2p.P2pService/ListSources", Buffer.alloc(0));
 
 const descriptors = () => readdirSync(`/proc/${controlPlane.pid}/fd`).length;
-const metric = async (name: string) => {
-  const answer = await fetch(`http://127.0.0.1:${metricsPort}/metrics`, { headers: { connection: "close" } });
-  const text = await answer.text();
-  const lines = text.split("\n").filter((line) => line.startsWith(name));
-  return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" ") + 1)), 0);
-};
+const metric = (name: string) => readMetric(metricsPort, name);
 
 /** One call of the client that behaves, in ms. */
 async function call(): Promise<number> {

@@ -75,7 +75,7 @@ export function changedCall(all: readonly Base[], random: Random): ChangedCall {
   };
 }
 
-/** Makes a call. Gives "grpc CODE MESSAGE", "http STATUS" or "reset"; rejects when it has not ended by `hangMs`. */
+/** Makes a call. Gives "grpc CODE MESSAGE", "http STATUS" or "reset CODE"; rejects when it has not ended by `hangMs`. */
 export function makeCall(
   session: ClientHttp2Session,
   { base, headers, body }: ChangedCall,
@@ -87,7 +87,7 @@ export function makeCall(
       hangMs,
     );
     const stream = session.request(headers);
-    let outcome = "reset";
+    let outcome = "";
     stream.on("response", (answer) => {
       const status = answer[":status"];
       outcome = status === 200 ? outcome : `http ${status}`;
@@ -101,7 +101,7 @@ export function makeCall(
     stream.on("data", () => undefined);
     stream.once("close", () => {
       clearTimeout(timer);
-      resolve(outcome);
+      resolve(outcome === "" ? `reset ${stream.rstCode}` : outcome);
     });
     stream.end(body);
   });

@@ -9,6 +9,7 @@ import {
   createFailureLog,
   createGrpcServer,
   createLifecycle,
+  createLimitRecord,
   createOperationsServer,
   type Logger,
   toWeightlineError,
@@ -53,6 +54,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
   );
   life.add({ name: "directory", stop: () => directory.close() });
   metrics.countSize(createSizeCounter(directory));
+  const limitRecord = createLimitRecord(metrics.metrics, log);
   const fleet = createFleet(directory);
   const state = createServingState(
     directory.backend,
@@ -102,7 +104,10 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
       ]),
       onCall: metrics.called,
       onFailure,
+      onLimit: limitRecord.onLimit,
+      limits: { connectionsPerAddressCount: configuration.connectionsPerAddress },
     });
+    limitRecord.follow(() => server.connections());
     state.started();
     log.info({ port: server.port, metrics_port: metricsPort, backend: directory.backend }, "ready");
     return {

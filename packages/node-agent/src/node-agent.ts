@@ -10,6 +10,7 @@ import {
   createGrpcServer,
   createHealthStatus,
   createLifecycle,
+  createLimitRecord,
   createOperationsServer,
   formatAddress,
   type Logger,
@@ -344,6 +345,7 @@ async function start(
   /** Why peers are sent away; "" when they are not. */
   const closedToPeers = () => (notReady.draining ? "is draining" : notReady.recovering ? "is checking its store" : "");
 
+  const limitRecord = createLimitRecord(agentMetrics.metrics, log);
   const peerServer = await createGrpcServer({
     bind,
     port: configuration.port,
@@ -374,7 +376,9 @@ async function start(
       health.route,
     ]),
     onFailure: createFailureLog(log),
+    onLimit: limitRecord.onLimit,
   });
+  limitRecord.follow(() => peerServer.connections());
   address = formatAddress({ host, port: peerServer.port });
 
   const recovered = await recover({

@@ -1,6 +1,7 @@
 import { fromBinary, toBinary } from "@bufbuild/protobuf";
 import { type WorkerSummary, WorkerSummarySchema } from "@weightline/proto/directory";
 import { SourceStatus } from "@weightline/proto/p2p";
+import { checkMessageValues } from "@weightline/runtime";
 import { varintBytes, writeVarint } from "./wire.ts";
 
 /** A WorkerMetadata as a directory keeps it: what it reads itself, and the bytes that it only passes on. */
@@ -12,6 +13,7 @@ export interface PublishedWorker {
 
 /** Reads an encoded WorkerMetadata; throws what protobuf throws when it is none. */
 export function readWorker(encoded: Uint8Array): PublishedWorker {
+  checkMessageValues(WorkerSummarySchema, encoded);
   const summary = fromBinary(WorkerSummarySchema, encoded);
   const bytes = toBinary(WorkerSummarySchema, { ...summary, status: SourceStatus.UNKNOWN, updatedAt: 0n });
   return { summary, bytes };

@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { create, type DescMessage, type DescMethod, type MessageShape } from "@bufbuild/protobuf";
 import { Code, createHandlerContext, type HandlerContext } from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
+import { WeightlineError } from "../error.ts";
 import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import { toHeaders } from "./grpc-metadata.ts";
 import { ERROR_METADATA, encodeDetail, malformedRequest, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
@@ -37,12 +38,15 @@ interface Call extends EventEmitter {
 
 /** In the place of a message whose bytes do not decode: grpc-js itself would call that an internal error. */
 export class Undecodable {
-  readonly #why: string;
+  readonly #cause: unknown;
   constructor(cause: unknown) {
-    this.#why = cause instanceof Error ? cause.message : String(cause);
+    this.#cause = cause;
   }
   fault(method: DescMethod): Error {
-    return malformedRequest(method.input.typeName, this.#why);
+    const cause = this.#cause;
+    return cause instanceof WeightlineError
+      ? cause
+      : malformedRequest(method.input.typeName, cause instanceof Error ? cause.message : String(cause));
   }
 }
 

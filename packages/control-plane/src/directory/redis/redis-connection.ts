@@ -123,14 +123,10 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
     generation += 1;
     if (connected === false) {
       observer.reconnected();
-      log.info({ event: "redis-back" }, `${name} is connected again`);
     }
     connected = true;
   });
   client.on("close", () => {
-    if (connected === true) {
-      log.warn({ event: "redis-lost" }, `the connection to ${name} is lost; it is tried again`);
-    }
     connected = false;
   });
   client.on("error", (error: Error) => {

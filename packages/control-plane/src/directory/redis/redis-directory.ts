@@ -88,7 +88,10 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
   const { prefix } = connection;
   // Half of a lifetime may be over when it is renewed.
   const recordTtlMs = 2 * Math.max(options.gcTimeoutMs, options.statusTtlMs);
-  const generation = () => randomBytes(8).toString("hex");
+  // A source that begins is named so that no other life of it has the same name.
+  const replica = randomBytes(8).toString("hex");
+  let begun = 0;
+  const generation = () => `${replica}-${begun++}`;
   const receivedAt = () => Math.round(connection.clock.at(clock.monotonicMs()));
 
   const timer = setInterval(() => {

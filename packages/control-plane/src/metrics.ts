@@ -1,8 +1,8 @@
 import { enumName } from "@weightline/proto";
 import { type AnnounceVerdict, AnnounceVerdictSchema } from "@weightline/proto/node";
 import { addBuildInfo, createMetrics, type Metrics } from "@weightline/runtime";
+import type { DirectorySize } from "./directory/directory.ts";
 import { BACKEND_ERROR_KINDS, type DirectoryObserver } from "./directory/directory-observer.ts";
-import type { DirectorySize } from "./directory/directory-size.ts";
 
 /** How an announce ended: the directory's verdict, `invalid` for one that it never saw, `failed` where it could not answer. */
 export type AnnounceOutcome = AnnounceVerdict | "invalid" | "failed";

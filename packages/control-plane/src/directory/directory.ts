@@ -72,9 +72,20 @@ export interface Directory {
   worker(sourceId: string, workerId: string): Promise<Worker | undefined>;
   /** For mxctl sources. */
   sources(modelName: string): Promise<Source[]>;
+  /** How much it holds, where that can be known without reading all of it. */
+  size?(): Promise<DirectorySize>;
   /** Rejects when the backend does not answer. */
   health(): Promise<void>;
   close(): Promise<void>;
+}
+
+/** How much a directory holds. */
+export interface DirectorySize {
+  nodes: { ready: number; draining: number; lost: number };
+  /** Source ids that have a worker. */
+  sources: number;
+  /** As `workers({})` would list them. */
+  workers: number;
 }
 
 /** A node's announce as a directory keeps it. */

@@ -12,6 +12,7 @@ import {
 } from "@weightline/proto/node";
 import { SourceStatus } from "@weightline/proto/p2p";
 import type { Directory, NodeRecord, Worker, WorkerQuery } from "./directory.ts";
+import { countRecords } from "./directory-size.ts";
 import { namesNear } from "./near-names.ts";
 import { workersOf } from "./worker-view.ts";
 
@@ -289,6 +290,14 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
             })),
           }),
         );
+    },
+    async size() {
+      forget();
+      return countRecords(
+        nodes.values(),
+        live,
+        [...stock].map(([sourceId, workers]) => [sourceId, workers.size]),
+      );
     },
     health: async () => undefined,
     close: async () => undefined,

@@ -1,6 +1,6 @@
 import { create } from "@bufbuild/protobuf";
 import { isOwnIdentity } from "@weightline/proto";
-import { HoldingState, Tier } from "@weightline/proto/common";
+import { type Holding, HoldingState, Tier } from "@weightline/proto/common";
 import { SourceStatus, WorkerMetadataSchema } from "@weightline/proto/p2p";
 import type { NodeRecord, Worker } from "./directory.ts";
 
@@ -11,9 +11,18 @@ const STATUS: Readonly<Partial<Record<HoldingState, SourceStatus>>> = {
 };
 
 /**
- * A node's holdings as the contract's workers. Only identities of our own (with a weightline.* parameter) are shown from
- * DRAM, so that no stock GPU client tries to READ memory that it cannot.
+ * Those identities of a holding under which it is a worker. Only identities of our own (with a weightline.* parameter) are
+ * shown from DRAM, so that no stock GPU client tries to READ memory that it cannot.
  */
+export function shownIdentities(holding: Holding): Holding["identities"] {
+  return STATUS[holding.state] === undefined
+    ? []
+    : holding.identities.filter(
+        ({ identity }) => identity !== undefined && (holding.tier === Tier.VRAM || isOwnIdentity(identity)),
+      );
+}
+
+/** A node's holdings as the contract's workers. */
 export function workersOf(node: NodeRecord): Worker[] {
   return node.holdings.flatMap((holding) => {
     const status = STATUS[holding.state];
@@ -21,8 +30,8 @@ export function workersOf(node: NodeRecord): Worker[] {
       return [];
     }
     const accelerator = holding.tier === Tier.VRAM ? "cuda" : "cpu";
-    return holding.identities.flatMap(({ identity, rank, sourceId }) => {
-      if (identity === undefined || (holding.tier !== Tier.VRAM && !isOwnIdentity(identity))) {
+    return shownIdentities(holding).flatMap(({ identity, rank, sourceId }) => {
+      if (identity === undefined) {
         return [];
       }
       const metadata = create(WorkerMetadataSchema, {

@@ -1,5 +1,5 @@
 import { type AnnounceResponse, NodeService } from "@weightline/proto/node";
-import { type Logger, route, type ServiceRoute } from "@weightline/runtime";
+import { createBoundedLog, type Logger, route, type ServiceRoute } from "@weightline/runtime";
 import type { Directory } from "../directory/directory.ts";
 import type { AnnounceOutcome } from "../metrics.ts";
 import { checkAnnounce } from "./announce-check.ts";
@@ -12,6 +12,7 @@ export function createNodeService(
   log: Logger,
   onAnnounce: (outcome: AnnounceOutcome) => void,
 ): ServiceRoute {
+  const bounded = createBoundedLog(log);
   return route(NodeService, {
     async announce(request) {
       let outcome: AnnounceOutcome = "invalid";
@@ -29,7 +30,7 @@ export function createNodeService(
     },
     async leave({ node, epoch, bootId }) {
       await directory.leave(node, epoch, bootId);
-      log.info({ event: "node-left", node }, "a node left");
+      bounded("info", { event: "node-left", node }, "a node left");
       return {};
     },
     async lookup({ sourceId, rank, modelName }) {

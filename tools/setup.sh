@@ -121,13 +121,16 @@ ensure_promtool() {
   ) >"$log" 2>&1 || { cat "$log" >&2; die "promtool could not be had"; }
 }
 
-# What the tests use besides: curl for the local API, chattr for flags, pgrep to find a mover.
+# What the tests use besides: Redis and openssl for the control plane, curl for the local API, chattr for flags, pgrep to find a mover.
 step_test() {
   local missing=()
   command -v curl >/dev/null || missing+=(curl)
   command -v chattr >/dev/null || missing+=(e2fsprogs)
   command -v pgrep >/dev/null || missing+=(procps)
   command -v git >/dev/null || missing+=(git)
+  command -v redis-server >/dev/null || missing+=(redis-server)
+  command -v redis-cli >/dev/null || missing+=(redis-tools)
+  command -v openssl >/dev/null || missing+=(openssl)
   install_packages "${missing[@]}"
   ensure_promtool
 }

@@ -19,6 +19,7 @@ import { addAdminApi } from "./admin-api.ts";
 import type { ControlPlaneConfiguration } from "./configuration.ts";
 import { measuredDirectory } from "./directory/measured-directory.ts";
 import { createMemoryDirectory } from "./directory/memory-directory.ts";
+import { createSecurity } from "./security/security.ts";
 import { createFleet } from "./services/fleet.ts";
 import { createNodeService } from "./services/node-service.ts";
 import { createP2pService } from "./services/p2p-service.ts";
@@ -64,7 +65,16 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
     (operation, seconds) => directorySeconds.observe({ backend: "memory", operation }, seconds),
   );
   life.add({ name: "directory", stop: () => directory.close() });
-  const fleet = createFleet(directory);
+  const tokenSeconds = metrics.histogram("weightline_token_check_seconds", "Time of token checks", RPC_BUCKETS_S, [
+    "outcome",
+  ]);
+  const security = createSecurity({
+    configuration,
+    log,
+    onTokenCheck: (outcome, seconds) => tokenSeconds.observe({ outcome }, seconds),
+  });
+  life.add({ name: "security", stop: async () => security.close() });
+  const fleet = createFleet(directory, security);
   const health = createHealthStatus(SERVICES.map(({ typeName }) => typeName));
   let draining = false;
   metrics.onCollect(async () => {
@@ -85,7 +95,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
       port: configuration.port,
       portFlag: "--port",
       routes: [
-        createNodeService(directory, fleet, log),
+        createNodeService(directory, fleet, security, log),
         createP2pService(directory, log),
         createStockHealthService(VERSION, () => (draining ? "draining" : "ok")),
         createApiService(),
@@ -94,6 +104,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
       ],
       onCall: (service, method, code, seconds) => rpcSeconds.observe({ service, method, code }, seconds),
       onFailure: createFailureLog(log),
+      security: security.server,
     });
     life.add({ name: "gRPC server", stop: (graceMs) => server.stop(graceMs) });
     let metricsPort = 0;
@@ -104,7 +115,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
         portFlag: "--metrics-port",
         metrics,
         notReady: () => (draining ? ["draining"] : []),
-        routes: (http) => addAdminApi(http, directory, fleet),
+        routes: (http) => addAdminApi(http, directory, fleet, security),
       });
       metricsPort = operations.port;
       life.add({ name: "operations server", stop: () => operations.stop() });

@@ -2,3 +2,9 @@ export { CONTROL_PLANE_OPTIONS, type ControlPlaneConfiguration } from "./configu
 export { type ControlPlane, createControlPlane } from "./control-plane.ts";
 export type { Directory, Publication, StatusUpdate, Worker, WorkerQuery } from "./directory/directory.ts";
 export { type Clock, createMemoryDirectory, type MemoryDirectoryOptions } from "./directory/memory-directory.ts";
+export { CONTROL_PLANE_RULES } from "./security/access-rules.ts";
+export { createJwksVerifier, type JwksOptions } from "./security/jwks.ts";
+export { checkSecurity } from "./security/security-options.ts";
+export type { TokenVerifier, VerifiedToken } from "./security/token.ts";
+export { createTokenCache, REMEMBERED_TOKENS_MAX, TOKEN_CHECKS_MAX, type TokenCache } from "./security/token-cache.ts";
+export { createTokenReview, type TokenReviewOptions } from "./security/token-review.ts";

@@ -51,3 +51,17 @@ export { createHealthStatus, type HealthStatus } from "./rpc/health-service.ts";
 export { createLocalClient } from "./rpc/local-client.ts";
 export { type LocalRpcOptions, mountLocalRpc, refuseLocalCall, unaryAnswer } from "./rpc/local-rpc.ts";
 export { fromRpcError, toConnectError } from "./rpc/rpc-error.ts";
+export type { ServerSecurity } from "./rpc/secure-binding.ts";
+export {
+  type Authorize,
+  CALLER,
+  type Caller,
+  type CallerKind,
+  type CheckToken,
+  createAccess,
+  describeCaller,
+} from "./security/access.ts";
+export { type CertificateFiles, createCertificateFiles } from "./security/certificate-files.ts";
+export { type ChannelTls, channelTo } from "./security/certificates.ts";
+export { identityUri, isCertifiableName, type PeerIdentity } from "./security/peer-identity.ts";
+export { checkSecurityFiles, openCertificates, SECURITY_OPTIONS } from "./security/security-options.ts";

@@ -1,19 +1,22 @@
 import { NodeService } from "@weightline/proto/node";
 import { type Logger, route, type ServiceRoute } from "@weightline/runtime";
 import type { Directory } from "../directory/directory.ts";
+import type { Security } from "../security/security.ts";
 import { checkAnnounce } from "./announce-check.ts";
 import type { Fleet } from "./fleet.ts";
 
 /** NodeService: announces, lookups, and what operators ask. */
-export function createNodeService(directory: Directory, fleet: Fleet, log: Logger): ServiceRoute {
+export function createNodeService(directory: Directory, fleet: Fleet, security: Security, log: Logger): ServiceRoute {
   return route(NodeService, {
-    async announce(request) {
+    async announce(request, context) {
+      security.checkNode(context, request.node);
       checkAnnounce(request);
       const reply = await directory.announce(request);
       log.trace({ node: request.node, sequence: String(request.sequence), verdict: reply.verdict }, "announce");
       return reply;
     },
-    async leave({ node, epoch, bootId }) {
+    async leave({ node, epoch, bootId }, context) {
+      security.checkNode(context, node);
       await directory.leave(node, epoch, bootId);
       log.info({ event: "node-left", node }, "a node left");
       return {};

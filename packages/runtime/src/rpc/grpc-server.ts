@@ -5,7 +5,15 @@ import * as grpc from "@grpc/grpc-js";
 import { WeightlineError } from "../error.ts";
 import { formatAddress } from "../network-address.ts";
 import type { CallFailure } from "./call-failure.ts";
-import { type Handler, type HandlerSurroundings, streamsOf, toGrpcHandler, Undecodable } from "./grpc-handlers.ts";
+import {
+  type Handler,
+  type HandlerSurroundings,
+  streamsOf,
+  toGrpcHandler,
+  turnedAway,
+  Undecodable,
+} from "./grpc-handlers.ts";
+import { bindSecurely, SECURE_SERVER_OPTIONS, type ServerSecurity } from "./secure-binding.ts";
 
 /** contract.md: 100 MiB both ways. */
 export const MAX_MESSAGE_BYTES = 100 * 1024 * 1024;
@@ -36,6 +44,8 @@ export interface GrpcServerOptions {
   onCall?: (service: string, method: string, code: string, seconds: number) => void;
   /** Told of every call that failed; its caller got the same request id. */
   onFailure?: (failure: CallFailure) => void;
+  /** Undefined: security is off. */
+  security?: ServerSecurity | undefined;
 }
 
 export interface GrpcServer {
@@ -103,6 +113,31 @@ export function portError(flag: string, host: string, port: number, cause: Error
   });
 }
 
+/** Listens; `stop` ends what the server itself does not know of. */
+async function listen(
+  server: grpc.Server,
+  { bind, port, portFlag, security }: GrpcServerOptions,
+  around: HandlerSurroundings,
+): Promise<{ host: string; port: number; stop: () => void }> {
+  const host = await firstBindable(bind);
+  try {
+    if (security !== undefined) {
+      const listener = await bindSecurely(server, { host, port }, security, (path, error, startedMs) =>
+        turnedAway(path, error, startedMs, around),
+      );
+      return { host, port: listener.port, stop: () => listener.stop() };
+    }
+    const bound = await new Promise<number>((resolve, reject) => {
+      server.bindAsync(formatAddress({ host, port }), grpc.ServerCredentials.createInsecure(), (error, at) =>
+        error === null ? resolve(at) : reject(error),
+      );
+    });
+    return { host, port: bound, stop: () => undefined };
+  } catch (error) {
+    throw portError(portFlag, host, port, error as Error);
+  }
+}
+
 /** Serves gRPC. Pings of clients are answered however often they come. */
 export async function createGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
   const { onCall, onFailure } = options;
@@ -112,29 +147,24 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
     // Two servers on one port would take turns in answering.
     "grpc.so_reuseport": 0,
+    ...(options.security === undefined ? {} : SECURE_SERVER_OPTIONS),
   });
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,
+    secured: options.security !== undefined,
     ...(onCall === undefined ? {} : { onCall }),
     ...(onFailure === undefined ? {} : { onFailure }),
   };
   for (const entry of options.routes) {
     addRoute(server, entry, around);
   }
-  const host = await firstBindable(options.bind);
-  const port = await new Promise<number>((resolve, reject) => {
-    server.bindAsync(
-      formatAddress({ host, port: options.port }),
-      grpc.ServerCredentials.createInsecure(),
-      (error, bound) =>
-        error === null ? resolve(bound) : reject(portError(options.portFlag, host, options.port, error)),
-    );
-  });
+  const { host, port, stop } = await listen(server, options, around);
   return {
     host,
     port,
     async stop(graceMs) {
       stopping.abort(new WeightlineError("Unavailable", "the program stops", { wayOut: "try another replica" }));
+      stop();
       const { promise, resolve } = Promise.withResolvers<void>();
       const timer = setTimeout(() => {
         server.forceShutdown();

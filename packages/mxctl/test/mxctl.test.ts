@@ -290,6 +290,7 @@ t.test("exit codes: one for each kind of failure, one line with a way out", asyn
     ["Refused", 1],
     ["InvalidArgument", 2],
     ["PermissionDenied", 5],
+    ["Unauthenticated", 5],
     ["ResourceExhausted", 1],
     ["Corrupt", 1],
     ["InUse", 6],

@@ -42,6 +42,7 @@ import { type MoverProcess, startMover } from "./mover/mover-process.ts";
 import { createOfferTable } from "./offers/offer-table.ts";
 import { createOfferWork } from "./offers/offer-work.ts";
 import { createPeerClient } from "./peers/peer-client.ts";
+import { createPeerSecurity } from "./peers/peer-security.ts";
 import { createPeerService, moverEndpoint } from "./peers/peer-service.ts";
 import { createWorkerService } from "./peers/worker-service.ts";
 import { openStore } from "./store/store-folder.ts";
@@ -111,7 +112,11 @@ async function start(
       "descriptors given to pods are only protected by being read-only: no read-only mount could be made (--store-ro)",
     );
   }
-  log.warn("security is off: whoever reaches this node's ports can read every holding and pose as a node");
+  const security = createPeerSecurity(configuration, log);
+  life.add({ name: "security", stop: async () => security.close() });
+  if (security.server === undefined) {
+    log.warn("security is off: whoever reaches this node's ports can read every holding and pose as a node");
+  }
 
   const agentMetrics = createAgentMetrics();
   const notReady = { recovering: true, draining: false };
@@ -144,9 +149,9 @@ async function start(
   });
   life.add({ name: "mover", stop: () => mover.stop() });
 
-  const channel = createGrpcChannel({ addresses: controlPlane });
+  const channel = createGrpcChannel({ addresses: controlPlane, tls: security.controlPlane });
   life.add({ name: "control plane channel", stop: () => channel.close() });
-  const peers = createPeerClient(node, log);
+  const peers = createPeerClient(node, security.dial, log);
   life.add({ name: "peer channels", stop: () => peers.close() });
 
   const bounded = createBoundedLog(log);
@@ -360,6 +365,7 @@ async function start(
         closed: closedToPeers,
         drain,
         checkDamage,
+        checkNode: security.checkNode,
       }),
       createWorkerService({
         node,
@@ -372,6 +378,7 @@ async function start(
       health.route,
     ],
     onFailure: createFailureLog(log),
+    security: security.server,
   });
   address = formatAddress({ host, port: peerServer.port });
 
@@ -457,6 +464,8 @@ async function start(
         protection: level,
         socket: configuration.socket,
         descriptorSocket,
+        dial: security.dial,
+        certificateEndsMs: security.validToMs,
         env: process.env,
       }),
       onAcquire: (outcome, seconds) => agentMetrics.acquired(outcome, seconds),

@@ -5,7 +5,7 @@ export {
   type ChannelTls,
   channelTo,
   checkAuthorities,
-  checkCertificates,
   contextOptions,
+  type NamedFile,
   readNamedFile,
 } from "./security/certificates.ts";

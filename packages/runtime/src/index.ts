@@ -58,6 +58,7 @@ export {
   type Caller,
   type CallerKind,
   type CheckToken,
+  checkSpeaksFor,
   createAccess,
   describeCaller,
 } from "./security/access.ts";

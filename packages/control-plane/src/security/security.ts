@@ -1,12 +1,11 @@
 import type { HandlerContext } from "@connectrpc/connect";
 import {
-  CALLER,
   type Caller,
   type CertificateFiles,
   type ChannelTls,
   channelTo,
+  checkSpeaksFor,
   createAccess,
-  describeCaller,
   identityUri,
   type Logger,
   openCertificates,
@@ -89,20 +88,6 @@ function createAllowlist({ allowedAccounts, operatorAccounts }: ControlPlaneConf
   };
 }
 
-function checkNode(context: HandlerContext, node: string, trustDomain: string): void {
-  const caller = context.values.get(CALLER);
-  if (caller?.kind === "node" && caller.name === node) {
-    return;
-  }
-  const who = caller === undefined ? "nobody" : describeCaller(caller, trustDomain);
-  throw new WeightlineError("PermissionDenied", `${who} does not speak for node ${node.slice(0, 100)}`, {
-    field: "node",
-    value: node.slice(0, 100),
-    limit: who,
-    wayOut: `announce with the certificate of ${identityUri(trustDomain, { kind: "node", name: node.slice(0, 100) })}`,
-  });
-}
-
 /** Opens what the settings name. Throws InvalidArgument, naming the setting. */
 export function createSecurity({ configuration, log, onTokenCheck }: SecurityOptions): Security {
   if (configuration.securityMode === "off") {
@@ -143,7 +128,7 @@ export function createSecurity({ configuration, log, onTokenCheck }: SecurityOpt
       certificates === undefined
         ? undefined
         : channelTo(certificates.clientContext, trustDomain, { kind: "node", name }),
-    checkNode: (context, node) => checkNode(context, node, trustDomain),
+    checkNode: (context, node) => checkSpeaksFor(context, node, trustDomain),
     close() {
       certificates?.stop();
       verifier.close();

@@ -1,4 +1,4 @@
-import { type ContextKey, createContextKey } from "@connectrpc/connect";
+import { type ContextKey, createContextKey, type HandlerContext } from "@connectrpc/connect";
 import { WeightlineError } from "../error.ts";
 import { identityUri, type PeerIdentity } from "./peer-identity.ts";
 import type { ConnectionPeer } from "./secure-listener.ts";
@@ -49,6 +49,8 @@ export const CALLER: ContextKey<Caller | undefined> = createContextKey<Caller | 
 const ANYONE: Caller = { kind: "anyone" };
 /** A service account's token has about 1 KiB. */
 const TOKEN_MAX_BYTES = 16 * 1024;
+/** Of a name that a caller made up. */
+const SHOWN_MAX = 100;
 const BEARER = /^Bearer +([A-Za-z0-9._~+/=-]+)$/i;
 
 function unauthenticated(message: string, field: string, wayOut: string): WeightlineError {
@@ -148,4 +150,20 @@ export function createAccess(options: AccessOptions): Authorize {
       "docs/security.md tells how callers prove who they are",
     );
   };
+}
+
+/** Throws PermissionDenied when a call that came by a certificate speaks of another node than that certificate's. */
+export function checkSpeaksFor(context: HandlerContext, node: string, trustDomain: string): void {
+  const caller = context.values.get(CALLER);
+  if (caller?.kind === "node" && caller.name === node) {
+    return;
+  }
+  const who = caller === undefined ? "nobody" : describeCaller(caller, trustDomain);
+  const shown = node.slice(0, SHOWN_MAX);
+  throw new WeightlineError("PermissionDenied", `${who} does not speak for node ${shown}`, {
+    field: "node",
+    value: shown,
+    limit: who,
+    wayOut: `use the certificate of ${identityUri(trustDomain, { kind: "node", name: shown })}`,
+  });
 }

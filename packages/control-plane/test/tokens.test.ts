@@ -1,8 +1,7 @@
 // Tokens that jose signs, against a server that speaks the TokenReview API over HTTPS, and against key sets.
 import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer as createHttp, type IncomingMessage, type ServerResponse } from "node:http";
-import { createServer as createHttps } from "node:https";
+import { createServer as createHttp } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import {
@@ -15,93 +14,13 @@ import {
 } from "@weightline/control-plane";
 import { type CryptoKey, exportJWK, generateKeyPair, SignJWT } from "jose";
 import t from "tap";
-import { createAuthority, readSigned } from "../../../test/support/certificates.ts";
+import { createAuthority } from "../../../test/support/certificates.ts";
+import { type Api, ec, goodReview, ISSUER, rsa, send, signToken, startApi, USER } from "./token-review-server.ts";
 
 const folder = mkdtempSync(`${tmpdir()}/weightline-tokens-`);
 t.teardown(() => rmSync(folder, { recursive: true }));
 const authority = createAuthority(`${folder}/ca`);
 const AUDIENCES = ["weightline", "other"];
-const ISSUER = "https://kubernetes.default.svc";
-const USER = "system:serviceaccount:ns:one";
-const rsa = await generateKeyPair("RS256");
-const ec = await generateKeyPair("ES256");
-
-interface TokenFacts {
-  sub?: string;
-  aud?: string | string[];
-  expS?: number;
-  iss?: string;
-  algorithm?: "RS256" | "ES256";
-  kid?: string;
-  key?: CryptoKey;
-}
-
-let serial = 0;
-function sign({
-  sub = USER,
-  aud = "weightline",
-  expS = 600,
-  iss = ISSUER,
-  algorithm = "RS256",
-  kid,
-  key,
-}: TokenFacts = {}) {
-  const nowS = Math.floor(Date.now() / 1000);
-  return new SignJWT({ jti: String(serial++) })
-    .setProtectedHeader({ alg: algorithm, kid: kid ?? algorithm })
-    .setSubject(sub)
-    .setAudience(aud)
-    .setIssuer(iss)
-    .setIssuedAt(nowS)
-    .setExpirationTime(nowS + expS)
-    .sign(key ?? (algorithm === "RS256" ? rsa : ec).privateKey);
-}
-
-/** The Kubernetes API as far as it is asked. */
-interface Api {
-  url: URL;
-  reviews: Array<{ spec: { token: string; audiences: string[] } }>;
-  authorizations: Array<string | undefined>;
-  /** Answers a review; by default the token is good for its first audience. */
-  answer: (reply: ServerResponse, review: { spec: { token: string; audiences: string[] } }) => void;
-  stop(): Promise<void>;
-}
-
-const send = (reply: ServerResponse, status: number, body: unknown) =>
-  void reply.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
-const goodReview = (reply: ServerResponse, { spec }: { spec: { audiences: string[] } }, username = USER) =>
-  send(reply, 201, {
-    kind: "TokenReview",
-    status: { authenticated: true, user: { username }, audiences: spec.audiences.slice(0, 1) },
-  });
-
-async function startApi(): Promise<Api> {
-  const api: Omit<Api, "url" | "stop"> = { reviews: [], authorizations: [], answer: goodReview };
-  const serve = async (request: IncomingMessage, reply: ServerResponse) => {
-    let text = "";
-    for await (const part of request) {
-      text += part;
-    }
-    api.authorizations.push(request.headers.authorization);
-    if (request.url !== "/apis/authentication.k8s.io/v1/tokenreviews" || request.method !== "POST") {
-      send(reply, 404, {});
-      return;
-    }
-    const review = JSON.parse(text);
-    api.reviews.push(review);
-    api.answer(reply, review);
-  };
-  const signed = authority.sign("api", { names: ["IP:127.0.0.1", "DNS:kubernetes"] });
-  const server = createHttps(readSigned(signed), (request, reply) => void serve(request, reply));
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const stop = async () => {
-    server.closeAllConnections();
-    server.close();
-  };
-  t.teardown(stop);
-  return Object.assign(api, { url: new URL(`https://127.0.0.1:${(server.address() as AddressInfo).port}`), stop });
-}
 
 const tokenFile = `${folder}/own-token`;
 writeFileSync(tokenFile, "own-token-1\n");
@@ -127,8 +46,8 @@ async function refusal(token: string, check: () => unknown): Promise<{ code: str
 }
 
 t.test("a review: what is asked, and what is answered", async (t) => {
-  const api = await startApi();
-  const token = await sign({ expS: 100 });
+  const api = await startApi(authority, t);
+  const token = await signToken({ expS: 100 });
   const before = Date.now();
   const verified = await reviewer(api.url).verify(token, never);
   t.equal(verified.account, "ns:one");
@@ -138,22 +57,26 @@ t.test("a review: what is asked, and what is answered", async (t) => {
   ]);
   t.same(api.authorizations, ["Bearer own-token-1"]);
   writeFileSync(tokenFile, "own-token-2");
-  await reviewer(api.url).verify(await sign(), never);
+  await reviewer(api.url).verify(await signToken(), never);
   t.equal(api.authorizations.at(-1), "Bearer own-token-2", "its own token is read again");
   await reviewer(api.url).verify("an-opaque-token", never);
   t.equal(api.reviews.length, 3, "a token that is no JWT is for the API to know");
 });
 
 t.test("tokens that are refused, those that say it themselves without a question", async (t) => {
-  const api = await startApi();
+  const api = await startApi(authority, t);
   const verifier = reviewer(api.url);
   const asked = async (token: string) => {
     const before = api.reviews.length;
     const found = await refusal(token, () => verifier.verify(token, never));
     return { ...found, asked: api.reviews.length - before };
   };
-  t.match(await asked(await sign({ expS: -1 })), { code: "Unauthenticated", message: /has expired/, asked: 0 });
-  t.match(await asked(await sign({ aud: "api" })), { code: "Unauthenticated", message: /another audience/, asked: 0 });
+  t.match(await asked(await signToken({ expS: -1 })), { code: "Unauthenticated", message: /has expired/, asked: 0 });
+  t.match(await asked(await signToken({ aud: "api" })), {
+    code: "Unauthenticated",
+    message: /another audience/,
+    asked: 0,
+  });
   const answers: Array<[string, Api["answer"], object]> = [
     [
       "not authenticated",
@@ -223,13 +146,13 @@ t.test("tokens that are refused, those that say it themselves without a question
   ];
   for (const [what, answer, wanted] of answers) {
     api.answer = answer;
-    t.match(await asked(await sign()), { ...wanted, asked: 1 }, what);
+    t.match(await asked(await signToken()), { ...wanted, asked: 1 }, what);
   }
 });
 
 t.test("an API that is away, slow, or somebody else", async (t) => {
-  const api = await startApi();
-  const token = await sign();
+  const api = await startApi(authority, t);
+  const token = await signToken();
   api.answer = () => undefined;
   const stop = new AbortController();
   const slow = reviewer(api.url).verify(token, stop.signal);
@@ -256,7 +179,7 @@ t.test("an API that is away, slow, or somebody else", async (t) => {
   t.match(await refusal(token, () => reviewer(api.url, `${folder}/nowhere`).verify(token, never)), {
     code: "Unavailable",
   });
-  await api.stop();
+  api.stop();
   t.match(await refusal(token, () => reviewer(api.url).verify(token, never)), {
     code: "Unavailable",
     message: /does not answer/,
@@ -389,10 +312,12 @@ const NO_API = { caFile: "", tokenFile: "" };
 t.test("a key set: RS256 and ES256 tokens, and what is refused", async (t) => {
   await writeKeys(["RS256", rsa.publicKey], ["ES256", ec.publicKey]);
   const verifier = createJwksVerifier({ keys: { file: setFile }, issuer: ISSUER, audiences: AUDIENCES, ...NO_API });
-  t.match(await verifier.verify(await sign(), never), { account: "ns:one" });
-  t.match(await verifier.verify(await sign({ algorithm: "ES256", aud: ["x", "other"] }), never), { account: "ns:one" });
+  t.match(await verifier.verify(await signToken(), never), { account: "ns:one" });
+  t.match(await verifier.verify(await signToken({ algorithm: "ES256", aud: ["x", "other"] }), never), {
+    account: "ns:one",
+  });
   const strange = (await generateKeyPair("RS256")).privateKey;
-  const unsigned = `${Buffer.from('{"alg":"none"}').toString("base64url")}.${(await sign()).split(".")[1]}.`;
+  const unsigned = `${Buffer.from('{"alg":"none"}').toString("base64url")}.${(await signToken()).split(".")[1]}.`;
   const shared = await new SignJWT({})
     .setProtectedHeader({ alg: "HS256", kid: "RS256" })
     .setSubject(USER)
@@ -406,24 +331,24 @@ t.test("a key set: RS256 and ES256 tokens, and what is refused", async (t) => {
     .setAudience("weightline")
     .setIssuer(ISSUER)
     .sign(rsa.privateKey);
-  const [head = "", body = "", end = ""] = (await sign()).split(".");
+  const [head = "", body = "", end = ""] = (await signToken()).split(".");
   const changed = [
     head,
     Buffer.from(Buffer.from(body, "base64url").toString().replace(":one", ":two")).toString("base64url"),
     end,
   ].join(".");
   const refused: Array<[string, string, object]> = [
-    ["another key", await sign({ key: strange }), { code: "Unauthenticated", message: /no known key signed it/ }],
-    ["an unknown key's name", await sign({ kid: "gone" }), { code: "Unauthenticated", message: /no known key/ }],
+    ["another key", await signToken({ key: strange }), { code: "Unauthenticated", message: /no known key signed it/ }],
+    ["an unknown key's name", await signToken({ kid: "gone" }), { code: "Unauthenticated", message: /no known key/ }],
     ["changed", changed, { code: "Unauthenticated", message: /no known key signed it/ }],
-    ["expired", await sign({ expS: -1 }), { code: "Unauthenticated", message: /expired/ }],
-    ["another audience", await sign({ aud: "api" }), { code: "Unauthenticated", message: /claim aud/ }],
-    ["another issuer", await sign({ iss: "https://else" }), { code: "Unauthenticated", message: /claim iss/ }],
+    ["expired", await signToken({ expS: -1 }), { code: "Unauthenticated", message: /expired/ }],
+    ["another audience", await signToken({ aud: "api" }), { code: "Unauthenticated", message: /claim aud/ }],
+    ["another issuer", await signToken({ iss: "https://else" }), { code: "Unauthenticated", message: /claim iss/ }],
     ["without an end", endless, { code: "Unauthenticated", message: /claim exp/ }],
     ["not signed", unsigned, { code: "Unauthenticated" }],
     ["signed by the public keys as a secret", shared, { code: "Unauthenticated" }],
     ["no token", "nonsense", { code: "Unauthenticated" }],
-    ["a person", await sign({ sub: "jo" }), { code: "PermissionDenied" }],
+    ["a person", await signToken({ sub: "jo" }), { code: "PermissionDenied" }],
   ];
   for (const [what, token, wanted] of refused) {
     t.match(await refusal(token, () => verifier.verify(token, never)), wanted, what);
@@ -431,7 +356,7 @@ t.test("a key set: RS256 and ES256 tokens, and what is refused", async (t) => {
 });
 
 t.test("a key set's file that is away or broken lets nobody in", async (t) => {
-  const token = await sign();
+  const token = await signToken();
   for (const content of [undefined, "{", '{"keys":1}', "null"]) {
     const file = `${folder}/broken.json`;
     if (content !== undefined) {
@@ -455,13 +380,13 @@ t.test("a key set from an address: read once, and unavailable when it is", async
   t.teardown(() => server.close());
   const url = new URL(`http://127.0.0.1:${(server.address() as AddressInfo).port}/keys`);
   const open = () => createJwksVerifier({ keys: { url }, issuer: ISSUER, audiences: AUDIENCES, ...NO_API });
-  const token = await sign();
+  const token = await signToken();
   t.match(await refusal(token, () => open().verify(token, never)), { code: "Unavailable" });
   status = 200;
   const verifier = open();
   const before = asked;
   t.match(await verifier.verify(token, never), { account: "ns:one" });
-  t.match(await verifier.verify(await sign(), never), { account: "ns:one" });
+  t.match(await verifier.verify(await signToken(), never), { account: "ns:one" });
   t.equal(asked, before + 1);
   server.close();
   server.closeAllConnections();

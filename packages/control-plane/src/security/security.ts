@@ -6,10 +6,12 @@ import {
   channelTo,
   checkSpeaksFor,
   createAccess,
+  createBoundedLog,
   identityUri,
   type Logger,
   openCertificates,
   type ServerSecurity,
+  toWeightlineError,
   WeightlineError,
 } from "@weightline/runtime";
 import type { ControlPlaneConfiguration } from "../configuration.ts";
@@ -64,6 +66,26 @@ function createVerifier(configuration: ControlPlaneConfiguration): TokenVerifier
   });
 }
 
+/** Tells the operator why tokens cannot be checked; callers get fewer words. */
+function logged(verifier: TokenVerifier, log: Logger): TokenVerifier {
+  const bounded = createBoundedLog(log);
+  return {
+    async verify(token, signal) {
+      try {
+        return await verifier.verify(token, signal);
+      } catch (error) {
+        const { code, message, cause } = toWeightlineError(error);
+        if (code === "Unavailable") {
+          const why = cause instanceof Error ? cause.message : "";
+          bounded("warn", { event: "tokens-unchecked", error: message, cause: why }, "a token could not be checked");
+        }
+        throw error;
+      }
+    },
+    close: () => verifier.close(),
+  };
+}
+
 /** Which caller a good token is. Throws PermissionDenied for an account that is on no list. */
 function createAllowlist({ allowedAccounts, operatorAccounts }: ControlPlaneConfiguration) {
   const callers = new Map<string, Caller>();
@@ -105,7 +127,7 @@ export function createSecurity({ configuration, log, onTokenCheck }: SecurityOpt
               : `it is that of ${identityUri(trustDomain, owner)}, not of ${identityUri(trustDomain, { kind: "control-plane" })}`,
           log,
         );
-  const verifier = createVerifier(configuration);
+  const verifier = logged(createVerifier(configuration), log);
   const cache = createTokenCache({
     verifier,
     ttlMs: configuration.securityCacheTtl * MS_PER_SECOND,

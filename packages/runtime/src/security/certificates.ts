@@ -56,7 +56,7 @@ function unusable({ path, setting }: NamedFile, why: string, wayOut: string): We
 /** Why a file could not be read, in words. */
 export function unreadable(file: NamedFile, cause: unknown): WeightlineError {
   const { code = "", message } = cause as NodeJS.ErrnoException;
-  return unusable(file, READ_FAULTS[code] ?? message, "give a PEM file that this user may read");
+  return unusable(file, READ_FAULTS[code] ?? message, "give a file that this user may read");
 }
 
 /** A small file that a setting names. Throws InvalidArgument. */

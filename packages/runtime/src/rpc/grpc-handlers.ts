@@ -8,11 +8,15 @@ import { CALLER } from "../security/access.ts";
 import { callerOf } from "./call-authorization.ts";
 import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import { toHeaders } from "./grpc-metadata.ts";
+import { LazyContext } from "./lazy-context.ts";
 import { ERROR_METADATA, encodeDetail, malformedRequest, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
 import { EncodedMessage } from "./wire-forms.ts";
 
 /** A handler in Connect's form, its kind known only at run time. */
 export type Handler = (request: unknown, context: HandlerContext) => unknown;
+
+/** Ends a call with a reason, whatever its handler does. */
+export type RunningCalls = Set<(reason: unknown) => void>;
 
 /** What all calls of a server share. */
 export interface HandlerSurroundings {
@@ -20,6 +24,8 @@ export interface HandlerSurroundings {
   shutdown: AbortSignal;
   /** Aborted when their time is over too; its reason is what they end with, whatever their handlers do. */
   cut: AbortSignal;
+  /** Calls with one answer that have none yet. */
+  running: RunningCalls;
   /** Told of every finished call. */
   onCall?: (service: string, method: string, code: string, seconds: number) => void;
   /** Told of every call that failed. */
@@ -112,17 +118,16 @@ async function observed(
   fail: (status: Status) => void,
 ): Promise<void> {
   const start = performance.now();
-  let context: ReturnType<typeof contextOf> | undefined;
+  const context = new LazyContext(() => contextOf(method, call, surroundings));
   let code = 0;
   try {
-    context = contextOf(method, call, surroundings);
     await body(context);
   } catch (error) {
     const status = toStatus(`${method.parent.typeName}/${method.name}`, error, surroundings.onFailure);
     code = status.code;
     fail(status);
   } finally {
-    context?.abort();
+    context.end();
   }
   surroundings.onCall?.(method.parent.typeName, method.name, codeName(code), (performance.now() - start) / 1000);
 }
@@ -174,10 +179,14 @@ async function sendAll(method: DescMethod, call: ReplyStream, replies: unknown, 
   call.end();
 }
 
-/** Rejects when the call is over because it was cut. */
-function rejectedBy(cut: AbortSignal, over: AbortSignal): Promise<never> {
-  return new Promise((_, reject) => {
-    over.addEventListener("abort", () => cut.aborted && reject(cut.reason), { once: true });
+/** The answer, or a rejection when the server's time is over: then it does not wait for handlers. */
+function uncut<T>(answer: Promise<T> | T, running: RunningCalls): Promise<T> | T {
+  if (!(answer instanceof Promise)) {
+    return answer;
+  }
+  return new Promise<T>((resolve, reject) => {
+    running.add(reject);
+    answer.then(resolve, reject).finally(() => running.delete(reject));
   });
 }
 
@@ -188,10 +197,10 @@ export function toGrpcHandler(
   surroundings: HandlerSurroundings,
 ): grpc.UntypedHandleCall {
   const { requestStream, responseStream } = streamsOf(method);
-  const requestOf = (call: Call, signal: AbortSignal) =>
+  const requestOf = (call: ReplyStream, signal: AbortSignal) =>
     requestStream
-      ? requestsOf(method, call as RequestStream, signal)
-      : decoded(method, (call as grpc.ServerUnaryCall<unknown, unknown>).request);
+      ? requestsOf(method, call as grpc.ServerDuplexStream<unknown, unknown>, signal)
+      : decoded(method, (call as grpc.ServerWritableStream<unknown, unknown>).request);
   if (responseStream) {
     return (call: ReplyStream) => {
       const body = async (context: HandlerContext) => {
@@ -204,8 +213,10 @@ export function toGrpcHandler(
   }
   return (call: grpc.ServerUnaryCall<unknown, unknown>, callback: grpc.sendUnaryData<unknown>) => {
     const body = async (context: HandlerContext) => {
-      const answer = handler(requestOf(call, context.signal), context);
-      const reply = await Promise.race([answer, rejectedBy(surroundings.cut, context.signal)]);
+      const request = requestStream
+        ? requestsOf(method, call as unknown as RequestStream, context.signal)
+        : decoded(method, call.request);
+      const reply = await uncut(handler(request, context), surroundings.running);
       callback(null, reply instanceof EncodedMessage ? reply : create(method.output, reply as Message));
     };
     void observed(method, call, surroundings, body, (status) => callback(status));

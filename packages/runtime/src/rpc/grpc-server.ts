@@ -175,6 +175,7 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,
     cut: cutting.signal,
+    running: new Set(),
     secured: security !== undefined,
     ...(onCall === undefined ? {} : { onCall }),
     ...(onFailure === undefined ? {} : { onFailure }),
@@ -201,6 +202,9 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
       const { promise, resolve } = Promise.withResolvers<void>();
       let timer = setTimeout(() => {
         cutting.abort(reason);
+        for (const end of around.running) {
+          end(reason);
+        }
         timer = setTimeout(resolve, CUT_MS);
       }, graceMs);
       server.tryShutdown(() => resolve());

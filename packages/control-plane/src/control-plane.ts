@@ -13,6 +13,7 @@ import {
   createMetrics,
   createOperationsServer,
   type Logger,
+  observeCertificate,
   toWeightlineError,
 } from "@weightline/runtime";
 import { addAdminApi } from "./admin-api.ts";
@@ -56,6 +57,16 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
   ]);
   const nodes = metrics.gauge("weightline_nodes", "Known nodes", ["state"]);
 
+  const tokenSeconds = metrics.histogram("weightline_token_check_seconds", "Time of token checks", RPC_BUCKETS_S, [
+    "outcome",
+  ]);
+  const security = createSecurity({
+    configuration,
+    log,
+    onTokenCheck: (outcome, seconds) => tokenSeconds.observe({ outcome }, seconds),
+  });
+  observeCertificate(metrics, security.server?.certificates);
+  life.add({ name: "security", stop: async () => security.close() });
   const directory = measuredDirectory(
     createMemoryDirectory({
       heartbeatTimeoutMs: configuration.heartbeatTimeoutMs,
@@ -65,15 +76,6 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
     (operation, seconds) => directorySeconds.observe({ backend: "memory", operation }, seconds),
   );
   life.add({ name: "directory", stop: () => directory.close() });
-  const tokenSeconds = metrics.histogram("weightline_token_check_seconds", "Time of token checks", RPC_BUCKETS_S, [
-    "outcome",
-  ]);
-  const security = createSecurity({
-    configuration,
-    log,
-    onTokenCheck: (outcome, seconds) => tokenSeconds.observe({ outcome }, seconds),
-  });
-  life.add({ name: "security", stop: async () => security.close() });
   const fleet = createFleet(directory, security);
   const health = createHealthStatus(SERVICES.map(({ typeName }) => typeName));
   let draining = false;

@@ -309,7 +309,38 @@ t.test("the HTTP port: probes and metrics stay, what it tells of nodes does not"
   t.equal((await get("/readyz")).status, 200);
   const call = open(controlPlane, tlsOf(), await signToken());
   t.equal(await codeOf(call, HealthService, HealthService.method.getHealth), "Ok");
-  t.match(await (await get("/metrics")).text(), /weightline_token_check_seconds_count\{outcome="good"\} 1/);
+  const metrics = await (await get("/metrics")).text();
+  t.match(metrics, /weightline_token_check_seconds_count\{outcome="good"\} 1/);
+  const [, left = "0"] =
+    /weightline_certificate_valid_seconds\{uri="spiffe:\/\/cluster.local\/weightline\/control-plane"\} (\d+)/.exec(
+      metrics,
+    ) ?? [];
+  t.ok(Number(left) > 80_000 && Number(left) < 86_400, left);
+});
+
+t.test("settings that cannot be used are told at the start", async (t) => {
+  const broken = `${folder}/broken.json`;
+  writeFileSync(broken, '{"keys":1}');
+  const keys = { ...ENFORCE, token_issuer: "https://issuer.example" };
+  const node = authority.sign("n9", { names: [uri("node/n9")] });
+  for (const [settings, message] of [
+    [{ ...keys, jwks_file: "/nowhere" }, "security.jwks_file /nowhere cannot be used: there is no such file"],
+    [{ ...keys, jwks_file: broken }, `security.jwks_file ${broken} is no JSON Web Key Set`],
+    [
+      { ...ENFORCE, ...FILES, tls_key_file: "/nowhere" },
+      "--security-tls-key-file /nowhere cannot be used: there is no such file",
+    ],
+    [
+      { ...ENFORCE, ...FILES, tls_key_file: node.key },
+      `--security-tls-key-file ${node.key} cannot be used: it is no unencrypted PEM key, or not that of ${own.chain}`,
+    ],
+    [
+      { ...ENFORCE, ...FILES, tls_certificate_file: node.chain, tls_key_file: node.key },
+      `--security-tls-certificate-file ${node.chain} cannot be used: it is that of spiffe://cluster.local/weightline/node/n9, not of spiffe://cluster.local/weightline/control-plane`,
+    ],
+  ] as const) {
+    await t.rejects(start(settings), { code: "InvalidArgument", message }, message);
+  }
 });
 
 t.test("security off: tokens and certificates of anybody are ignored", async (t) => {

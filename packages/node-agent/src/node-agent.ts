@@ -13,6 +13,7 @@ import {
   createOperationsServer,
   formatAddress,
   type Logger,
+  observeCertificate,
   parseAddresses,
   toWeightlineError,
   WeightlineError,
@@ -119,6 +120,7 @@ async function start(
   }
 
   const agentMetrics = createAgentMetrics();
+  observeCertificate(agentMetrics.metrics, security.server?.certificates);
   const notReady = { recovering: true, draining: false };
   let address = "";
   /** What readiness depends on, once it is there. */

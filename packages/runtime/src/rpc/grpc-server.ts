@@ -13,7 +13,7 @@ import {
   turnedAway,
   Undecodable,
 } from "./grpc-handlers.ts";
-import { bindSecurely, SECURE_SERVER_OPTIONS, type ServerSecurity } from "./secure-binding.ts";
+import { bindSecurely, type ServerSecurity, secureServerOptions } from "./secure-binding.ts";
 
 /** contract.md: 100 MiB both ways. */
 export const MAX_MESSAGE_BYTES = 100 * 1024 * 1024;
@@ -147,7 +147,7 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
     // Two servers on one port would take turns in answering.
     "grpc.so_reuseport": 0,
-    ...(options.security === undefined ? {} : SECURE_SERVER_OPTIONS),
+    ...(options.security === undefined ? {} : secureServerOptions(options.security)),
   });
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,

@@ -4,6 +4,7 @@ import type { Logger } from "../logging.ts";
 import type { Authorize } from "../security/access.ts";
 import type { CertificateFiles } from "../security/certificate-files.ts";
 import { createSecureListener, type SecureListener } from "../security/secure-listener.ts";
+import { plainTlsWords } from "../security/tls-words.ts";
 import { authorizationInterceptor, type Refuse } from "./call-authorization.ts";
 
 /** How a server lets callers in; without it, everybody may call everything, and there is no TLS. */
@@ -12,6 +13,8 @@ export interface ServerSecurity {
   certificates?: CertificateFiles;
   authorize: Authorize;
   log: Logger;
+  /** Default {@link MAX_CONNECTION_AGE_MS}. */
+  maxConnectionAgeMs?: number;
 }
 
 /**
@@ -21,11 +24,13 @@ export interface ServerSecurity {
 const MAX_CONNECTION_AGE_MS = 600_000;
 
 /** Options of a grpc-js server whose connections come through {@link bindSecurely}. */
-export const SECURE_SERVER_OPTIONS: grpc.ServerOptions = {
-  "grpc.max_connection_age_ms": MAX_CONNECTION_AGE_MS,
-  // It would keep a record for each connection.
-  "grpc.enable_channelz": 0,
-};
+export function secureServerOptions({ maxConnectionAgeMs }: ServerSecurity): grpc.ServerOptions {
+  return {
+    "grpc.max_connection_age_ms": maxConnectionAgeMs ?? MAX_CONNECTION_AGE_MS,
+    // It would keep a record for each connection.
+    "grpc.enable_channelz": 0,
+  };
+}
 
 /**
  * Listens for `server`. grpc-js tells an interceptor of a peer's certificate only by parsing it anew for each call, so each
@@ -58,6 +63,10 @@ export async function bindSecurely(
       connection.injectConnection(socket);
     },
     onFailure: (peer, error) =>
-      bounded("info", { event: "handshake-failed", peer, error: error.message }, "a TLS handshake came to nothing"),
+      bounded(
+        "info",
+        { event: "handshake-failed", peer, error: plainTlsWords(error.message) },
+        "a TLS handshake came to nothing",
+      ),
   });
 }

@@ -19,11 +19,12 @@ import {
   type GrpcChannel,
   readConfiguration,
 } from "@weightline/runtime";
+import { generateKeyPair } from "jose";
 import t from "tap";
 import { createAuthority, readSigned, type Signed } from "../../../test/support/certificates.ts";
 import { freePort } from "../../../test/support/cluster.ts";
 import { accessCell, accessTable } from "../../../test/support/security-table.ts";
-import { honestReview, signToken, startApi } from "./token-review-server.ts";
+import { honestReview, ISSUER, KEYS_PATH, signToken, startApi } from "./token-review-server.ts";
 
 const folder = mkdtempSync(`${tmpdir()}/weightline-access-`);
 t.teardown(() => rmSync(folder, { recursive: true }));
@@ -276,6 +277,48 @@ t.test("a token that ends while it is remembered; an API that goes away, and com
   }
   t.equal(back, "Ok", "the same token, soon after");
 });
+
+t.test("an API that takes a question and never answers: no call waits longer than 3 s for it", async (t) => {
+  const controlPlane = await start({ ...ENFORCE, ...FILES });
+  const asked = api.reviews.length;
+  api.answer = () => undefined;
+  const token = await signToken();
+  const calls = Array.from({ length: 10 }, () =>
+    codeOf(open(controlPlane, tlsOf(), token), HealthService, HealthService.method.getHealth),
+  );
+  t.same(new Set(await Promise.all(calls)), new Set(["Unchecked"]));
+  t.equal(api.reviews.length, asked + 1, "asked once for all of them");
+  api.answer = honestReview;
+});
+
+t.test(
+  "the public keys of the Kubernetes API: it is asked with the control plane's own token, nobody else is",
+  async (t) => {
+    const proxy = await startApi(authority, t);
+    for (const [server, own] of [
+      [api, "Bearer own"],
+      [proxy, undefined],
+    ] as const) {
+      const controlPlane = await start({
+        ...ENFORCE,
+        ...FILES,
+        jwks_url: new URL(KEYS_PATH, server.url).href,
+        token_issuer: ISSUER,
+      });
+      const before = server.authorizations.length;
+      const channel = open(controlPlane, tlsOf(), await signToken());
+      const found = await codeOf(channel, HealthService, HealthService.method.getHealth);
+      // The other server's certificate is of an authority that the system does not know.
+      t.equal(found, server === api ? "Ok" : "Unchecked");
+      t.same(server.authorizations.slice(before), server === api ? [own] : []);
+      const other = open(controlPlane, tlsOf(), await signToken({ key: (await generateKeyPair("RS256")).privateKey }));
+      t.equal(
+        await codeOf(other, HealthService, HealthService.method.getHealth),
+        server === api ? "Unauthenticated" : "Unchecked",
+      );
+    }
+  },
+);
 
 t.test("the headers that a token may come in", async (t) => {
   const token = await signToken();

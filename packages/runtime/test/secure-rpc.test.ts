@@ -219,10 +219,10 @@ async function dial(port: number, more: object): Promise<TLSSocket> {
 }
 
 t.test("TLS 1.2 is refused", async (t) => {
-  const before = events("handshake-failed").length;
+  const told = () => events("handshake-failed").filter((line) => line.includes('"the other side speaks no TLS 1.3"'));
   await t.rejects(dial(server.port, { maxVersion: "TLSv1.2" }), { code: /ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION/ });
-  await eventually("the event", () => events("handshake-failed").length > before);
-  t.match(events("handshake-failed").at(-1), /"error":"the other side speaks no TLS 1.3"/, "and no address of memory");
+  await eventually("the event", () => told().length > 0);
+  t.notMatch(logged(), /[0-9A-F]{16}:error/, "no address of memory");
   const socket = await dial(server.port, {});
   t.equal(socket.getProtocol(), "TLSv1.3");
   const old = await failure(
@@ -422,9 +422,30 @@ t.test("connections that say nothing, or no HTTP/2, and a server that stops: not
   t.match(await call(asIs(authority.sign("node-q", { names: [uri("node/q")] })), stopping.port), {
     version: /node\/q/,
   });
+  // A call that never ends, whatever it is told.
+  released = Promise.withResolvers();
+  arrived = Promise.withResolvers();
+  const session = connectHttp2(`https://127.0.0.1:${stopping.port}`, {
+    ...readSigned(authority.sign("node-e", { names: [uri("node/e")] })),
+    rejectUnauthorized: false,
+  });
+  session.on("error", () => undefined);
+  const stream = session.request({
+    ":method": "POST",
+    ":path": `/${HealthService.typeName}/GetHealth`,
+    "content-type": "application/grpc",
+    te: "trailers",
+    wait: "1",
+  });
+  stream.on("error", () => undefined);
+  stream.end(Buffer.from([0, 0, 0, 0, 0]));
+  const cut = once(session, "close");
+  await arrived.promise;
   const both = Promise.all([ended(silent), ended(halfTls)]);
-  await stopping.stop(1000);
+  await stopping.stop(100);
   await both;
+  await cut;
+  released.resolve();
   const free = createServer();
   free.listen(stopping.port, "127.0.0.1");
   await once(free, "listening");

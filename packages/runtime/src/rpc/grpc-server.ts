@@ -13,7 +13,7 @@ import {
   turnedAway,
   Undecodable,
 } from "./grpc-handlers.ts";
-import { bindSecurely, type ServerSecurity, secureServerOptions } from "./secure-binding.ts";
+import { bindSecurely, SECURE_SERVER_OPTIONS, type ServerSecurity } from "./secure-binding.ts";
 
 /** contract.md: 100 MiB both ways. */
 export const MAX_MESSAGE_BYTES = 100 * 1024 * 1024;
@@ -113,26 +113,26 @@ export function portError(flag: string, host: string, port: number, cause: Error
   });
 }
 
-/** Listens; `stop` ends what the server itself does not know of. */
+/** Listens; `stop` takes no more, and `cut` ends, what the server itself does not know of. */
 async function listen(
   server: grpc.Server,
   { bind, port, portFlag, security }: GrpcServerOptions,
   around: HandlerSurroundings,
-): Promise<{ host: string; port: number; stop: () => void }> {
+): Promise<{ host: string; port: number; stop: () => void; cut: () => void }> {
   const host = await firstBindable(bind);
   try {
     if (security !== undefined) {
-      const listener = await bindSecurely(server, { host, port }, security, (path, error, startedMs) =>
+      const binding = await bindSecurely(server, { host, port }, security, (path, error, startedMs) =>
         turnedAway(path, error, startedMs, around),
       );
-      return { host, port: listener.port, stop: () => listener.stop() };
+      return { host, ...binding };
     }
     const bound = await new Promise<number>((resolve, reject) => {
       server.bindAsync(formatAddress({ host, port }), grpc.ServerCredentials.createInsecure(), (error, at) =>
         error === null ? resolve(at) : reject(error),
       );
     });
-    return { host, port: bound, stop: () => undefined };
+    return { host, port: bound, stop: () => undefined, cut: () => undefined };
   } catch (error) {
     throw portError(portFlag, host, port, error as Error);
   }
@@ -147,7 +147,7 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
     // Two servers on one port would take turns in answering.
     "grpc.so_reuseport": 0,
-    ...(options.security === undefined ? {} : secureServerOptions(options.security)),
+    ...(options.security === undefined ? {} : SECURE_SERVER_OPTIONS),
   });
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,
@@ -158,7 +158,7 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
   for (const entry of options.routes) {
     addRoute(server, entry, around);
   }
-  const { host, port, stop } = await listen(server, options, around);
+  const { host, port, stop, cut } = await listen(server, options, around);
   return {
     host,
     port,
@@ -174,6 +174,7 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
       await promise;
       clearTimeout(timer);
       server.forceShutdown();
+      cut();
     },
   };
 }

@@ -1,9 +1,10 @@
+import type { Socket } from "node:net";
 import * as grpc from "@grpc/grpc-js";
 import { createBoundedLog } from "../bounded-log.ts";
 import type { Logger } from "../logging.ts";
 import type { Authorize } from "../security/access.ts";
 import type { CertificateFiles } from "../security/certificate-files.ts";
-import { createSecureListener, type SecureListener } from "../security/secure-listener.ts";
+import { type ConnectionPeer, createSecureListener } from "../security/secure-listener.ts";
 import { plainTlsWords } from "../security/tls-words.ts";
 import { authorizationInterceptor, type Refuse } from "./call-authorization.ts";
 
@@ -22,14 +23,22 @@ export interface ServerSecurity {
  * does not stay connected by its old handshake.
  */
 const MAX_CONNECTION_AGE_MS = 600_000;
+/** Up to a tenth later, in so many steps: agents that came together must not all come again together. */
+const AGE_STEPS = 20;
 
 /** Options of a grpc-js server whose connections come through {@link bindSecurely}. */
-export function secureServerOptions({ maxConnectionAgeMs }: ServerSecurity): grpc.ServerOptions {
-  return {
-    "grpc.max_connection_age_ms": maxConnectionAgeMs ?? MAX_CONNECTION_AGE_MS,
-    // It would keep a record for each connection.
-    "grpc.enable_channelz": 0,
-  };
+export const SECURE_SERVER_OPTIONS: grpc.ServerOptions = {
+  // It would keep a record for each connection.
+  "grpc.enable_channelz": 0,
+};
+
+/** What {@link bindSecurely} opened. */
+export interface SecureBinding {
+  readonly port: number;
+  /** Takes no more connections. */
+  stop(): void;
+  /** Ends those that are left. */
+  cut(): void;
 }
 
 /**
@@ -41,9 +50,31 @@ export async function bindSecurely(
   address: { host: string; port: number },
   security: ServerSecurity,
   refuse: Refuse,
-): Promise<SecureListener> {
+): Promise<SecureBinding> {
   const bounded = createBoundedLog(security.log);
-  return createSecureListener({
+  const sockets = new Set<Socket>();
+  const ageMs = security.maxConnectionAgeMs ?? MAX_CONNECTION_AGE_MS;
+
+  const serve = (socket: Socket, peer: ConnectionPeer) => {
+    const credentials = grpc.experimental.createServerCredentialsWithInterceptors(
+      grpc.ServerCredentials.createInsecure(),
+      [authorizationInterceptor(peer, security.authorize, refuse)],
+    );
+    const connection = server.createConnectionInjector(credentials);
+    // Calls that run go on to their end.
+    const end = () => connection.destroy();
+    const laterMs = Math.floor(Math.random() * AGE_STEPS) * (ageMs / 10 / AGE_STEPS);
+    const timer = setTimeout(end, ageMs + laterMs).unref();
+    sockets.add(socket);
+    socket.once("close", () => {
+      clearTimeout(timer);
+      sockets.delete(socket);
+      end();
+    });
+    connection.injectConnection(socket);
+  };
+
+  const listener = await createSecureListener({
     ...address,
     certificates: security.certificates,
     onConnection(socket, peer) {
@@ -54,13 +85,7 @@ export async function bindSecurely(
           "a client showed a certificate that is not accepted",
         );
       }
-      const credentials = grpc.experimental.createServerCredentialsWithInterceptors(
-        grpc.ServerCredentials.createInsecure(),
-        [authorizationInterceptor(peer, security.authorize, refuse)],
-      );
-      const connection = server.createConnectionInjector(credentials);
-      socket.once("close", () => connection.destroy());
-      connection.injectConnection(socket);
+      serve(socket, peer);
     },
     onFailure: (peer, error) =>
       bounded(
@@ -69,4 +94,13 @@ export async function bindSecurely(
         "a TLS handshake came to nothing",
       ),
   });
+  return {
+    port: listener.port,
+    stop: () => listener.stop(),
+    cut() {
+      for (const socket of sockets) {
+        socket.destroy();
+      }
+    },
+  };
 }

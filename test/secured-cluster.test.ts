@@ -110,6 +110,11 @@ t.test("mxctl: by certificate, by token, and what either may", async (t) => {
     [[...byToken("other"), "nodes"], 5, /service account ns:other is not allowed here/],
     [["--ca", authority.certificate, "nodes"], 5, /needs a client certificate or a token/],
     [["nodes"], 5, /needs TLS and a client certificate, or a token/],
+    [
+      ["health", "--only", "control-plane"],
+      5,
+      /is refusing; way out: .*needs TLS and a client certificate, or a token/,
+    ],
     [["--ca", stranger.certificate, "nodes"], 4, /does not answer: .*certificate/],
     [["--ca", authority.certificate, "--trust-domain", "far.local", "nodes"], 4, /not that of spiffe:\/\/far.local/],
   ];

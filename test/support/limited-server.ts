@@ -33,7 +33,7 @@ export interface Limited {
 /** What a server speaks with its peers. */
 export interface Way {
   readonly name: string;
-  readonly security?: ServerSecurity;
+  readonly security?: ServerSecurity | undefined;
   readonly tls?: ConnectionOptions;
 }
 

@@ -12,6 +12,7 @@ import {
   createLimitRecord,
   createOperationsServer,
   type Logger,
+  observeCertificate,
   toWeightlineError,
   withReflection,
 } from "@weightline/runtime";
@@ -49,6 +50,10 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
     log.warn({ event: "unclean-stop", part, error: toWeightlineError(error).message }, "did not stop cleanly"),
   );
   const metrics = createControlPlaneMetrics(VERSION);
+  // Before the directory, which dials: a setting that cannot be used ends the start.
+  const security = createSecurity({ configuration, log, onTokenCheck: metrics.tokenChecked });
+  observeCertificate(metrics.metrics, security.server?.certificates);
+  life.add({ name: "security", stop: async () => security.close() });
   const backend = createDirectory(configuration, log, metrics.observer);
   const directory = measuredDirectory(backend, (operation, seconds) =>
     metrics.asked(backend.backend, operation, seconds),
@@ -56,8 +61,6 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
   life.add({ name: "directory", stop: () => directory.close() });
   metrics.countSize(createSizeCounter(directory));
   const limitRecord = createLimitRecord(metrics.metrics, log);
-  const security = createSecurity({ configuration, log, onTokenCheck: metrics.tokenChecked });
-  life.add({ name: "security", stop: async () => security.close() });
   const fleet = createFleet(directory, security);
   const state = createServingState(
     directory.backend,

@@ -21,12 +21,13 @@ import {
   type GrpcChannel,
   readConfiguration,
 } from "@weightline/runtime";
+import { generateKeyPair } from "jose";
 import t from "tap";
 import { createAuthority, readSigned, type Signed } from "../../../test/support/certificates.ts";
 import { freePort } from "../../../test/support/cluster.ts";
 import { emptyCallStatus, type Proof } from "../../../test/support/empty-call.ts";
 import { accessCell, accessTable } from "../../../test/support/security-table.ts";
-import { honestReview, signToken, startApi } from "./token-review-server.ts";
+import { honestReview, ISSUER, KEYS_PATH, signToken, startApi } from "./token-review-server.ts";
 
 const folder = mkdtempSync(`${tmpdir()}/weightline-access-`);
 t.teardown(() => rmSync(folder, { recursive: true }));
@@ -301,6 +302,48 @@ t.test("a token that ends while it is remembered; an API that goes away, and com
   t.equal(back, "Ok", "the same token, soon after");
 });
 
+t.test("an API that takes a question and never answers: no call waits longer than 3 s for it", async (t) => {
+  const controlPlane = await start({ ...ENFORCE, ...FILES });
+  const asked = api.reviews.length;
+  api.answer = () => undefined;
+  const token = await signToken();
+  const calls = Array.from({ length: 10 }, () =>
+    codeOf(open(controlPlane, tlsOf(), token), HealthService, HealthService.method.getHealth),
+  );
+  t.same(new Set(await Promise.all(calls)), new Set(["Unchecked"]));
+  t.equal(api.reviews.length, asked + 1, "asked once for all of them");
+  api.answer = honestReview;
+});
+
+t.test(
+  "the public keys of the Kubernetes API: it is asked with the control plane's own token, nobody else is",
+  async (t) => {
+    const proxy = await startApi(authority, t);
+    for (const [server, own] of [
+      [api, "Bearer own"],
+      [proxy, undefined],
+    ] as const) {
+      const controlPlane = await start({
+        ...ENFORCE,
+        ...FILES,
+        jwks_url: new URL(KEYS_PATH, server.url).href,
+        token_issuer: ISSUER,
+      });
+      const before = server.authorizations.length;
+      const channel = open(controlPlane, tlsOf(), await signToken());
+      const found = await codeOf(channel, HealthService, HealthService.method.getHealth);
+      // The other server's certificate is of an authority that the system does not know.
+      t.equal(found, server === api ? "Ok" : "Unchecked");
+      t.same(server.authorizations.slice(before), server === api ? [own] : []);
+      const other = open(controlPlane, tlsOf(), await signToken({ key: (await generateKeyPair("RS256")).privateKey }));
+      t.equal(
+        await codeOf(other, HealthService, HealthService.method.getHealth),
+        server === api ? "Unauthenticated" : "Unchecked",
+      );
+    }
+  },
+);
+
 t.test("the headers that a token may come in", async (t) => {
   const token = await signToken();
   const client = open(secured, tlsOf()).client(HealthService);
@@ -333,7 +376,38 @@ t.test("the HTTP port: probes and metrics stay, what it tells of nodes does not"
   t.equal((await get("/readyz")).status, 200);
   const call = open(controlPlane, tlsOf(), await signToken());
   t.equal(await codeOf(call, HealthService, HealthService.method.getHealth), "Ok");
-  t.match(await (await get("/metrics")).text(), /weightline_token_check_seconds_count\{outcome="good"\} 1/);
+  const metrics = await (await get("/metrics")).text();
+  t.match(metrics, /weightline_token_check_seconds_count\{outcome="good"\} 1/);
+  const [, left = "0"] =
+    /weightline_certificate_valid_seconds\{uri="spiffe:\/\/cluster.local\/weightline\/control-plane"\} (\d+)/.exec(
+      metrics,
+    ) ?? [];
+  t.ok(Number(left) > 80_000 && Number(left) < 86_400, left);
+});
+
+t.test("settings that cannot be used are told at the start", async (t) => {
+  const broken = `${folder}/broken.json`;
+  writeFileSync(broken, '{"keys":1}');
+  const keys = { ...ENFORCE, token_issuer: "https://issuer.example" };
+  const node = authority.sign("n9", { names: [uri("node/n9")] });
+  for (const [settings, message] of [
+    [{ ...keys, jwks_file: "/nowhere" }, "security.jwks_file /nowhere cannot be used: there is no such file"],
+    [{ ...keys, jwks_file: broken }, `security.jwks_file ${broken} is no JSON Web Key Set`],
+    [
+      { ...ENFORCE, ...FILES, tls_key_file: "/nowhere" },
+      "--security-tls-key-file /nowhere cannot be used: there is no such file",
+    ],
+    [
+      { ...ENFORCE, ...FILES, tls_key_file: node.key },
+      `--security-tls-key-file ${node.key} cannot be used: it is no unencrypted PEM key, or not that of ${own.chain}`,
+    ],
+    [
+      { ...ENFORCE, ...FILES, tls_certificate_file: node.chain, tls_key_file: node.key },
+      `--security-tls-certificate-file ${node.chain} cannot be used: it is that of spiffe://cluster.local/weightline/node/n9, not of spiffe://cluster.local/weightline/control-plane`,
+    ],
+  ] as const) {
+    await t.rejects(start(settings), { code: "InvalidArgument", message }, message);
+  }
 });
 
 t.test("security off: tokens and certificates of anybody are ignored", async (t) => {

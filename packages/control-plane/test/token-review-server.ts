@@ -2,11 +2,13 @@ import { once } from "node:events";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { createServer as createHttps } from "node:https";
 import type { AddressInfo } from "node:net";
-import { type CryptoKey, generateKeyPair, jwtVerify, SignJWT } from "jose";
+import { type CryptoKey, exportJWK, generateKeyPair, jwtVerify, SignJWT } from "jose";
 import { type Authority, readSigned } from "../../../test/support/certificates.ts";
 
 export const ISSUER = "https://kubernetes.default.svc";
 export const USER = "system:serviceaccount:ns:one";
+/** Where the API serves the public key of {@link rsa}. */
+export const KEYS_PATH = "/openid/v1/jwks";
 export const rsa = await generateKeyPair("RS256");
 export const ec = await generateKeyPair("ES256");
 
@@ -80,6 +82,10 @@ export async function startApi(authority: Authority, t: { teardown(end: () => vo
       text += part;
     }
     api.authorizations.push(request.headers.authorization);
+    if (request.url === KEYS_PATH) {
+      send(reply, 200, { keys: [{ ...(await exportJWK(rsa.publicKey)), kid: "RS256", alg: "RS256" }] });
+      return;
+    }
     if (request.url !== "/apis/authentication.k8s.io/v1/tokenreviews" || request.method !== "POST") {
       send(reply, 404, {});
       return;

@@ -65,7 +65,15 @@ function late(who: string, settings: Settings, cause: unknown): WeightlineError 
   });
 }
 
+/** Who was refused has an answer: its own words stay. */
+export function isRefusal({ code }: WeightlineError): boolean {
+  return code === "Unauthenticated" || code === "PermissionDenied";
+}
+
 export function unreachable(endpoint: string, cause: WeightlineError): WeightlineError {
+  if (isRefusal(cause)) {
+    return cause;
+  }
   return new WeightlineError("Unavailable", `the control plane at ${endpoint} does not answer: ${cause.message}`, {
     field: "--endpoint",
     value: endpoint,

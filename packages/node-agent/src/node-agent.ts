@@ -14,6 +14,7 @@ import {
   createOperationsServer,
   formatAddress,
   type Logger,
+  observeCertificate,
   parseAddresses,
   toWeightlineError,
   WeightlineError,
@@ -121,6 +122,7 @@ async function start(
   }
 
   const agentMetrics = createAgentMetrics(VERSION);
+  observeCertificate(agentMetrics.metrics, security.server?.certificates);
   const notReady = { recovering: true, draining: false };
   let address = "";
   /** What readiness depends on, once it is there. */

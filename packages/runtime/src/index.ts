@@ -79,6 +79,8 @@ export {
   describeCaller,
 } from "./security/access.ts";
 export { type CertificateFiles, createCertificateFiles } from "./security/certificate-files.ts";
-export { type ChannelTls, channelTo } from "./security/certificates.ts";
+export { observeCertificate } from "./security/certificate-metric.ts";
+export { type ChannelTls, channelTo, type NamedFile, readNamedFile } from "./security/certificates.ts";
 export { identityUri, isCertifiableName, type PeerIdentity } from "./security/peer-identity.ts";
 export { checkSecurityFiles, openCertificates, SECURITY_OPTIONS } from "./security/security-options.ts";
+export { plainTlsWords } from "./security/tls-words.ts";

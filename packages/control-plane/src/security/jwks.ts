@@ -1,4 +1,5 @@
 import { readFile } from "node:fs/promises";
+import { type NamedFile, readNamedFile, WeightlineError } from "@weightline/runtime";
 import { createLocalJWKSet, createRemoteJWKSet, customFetch, errors, type JWTVerifyGetKey, jwtVerify } from "jose";
 import { createHttpApi, type HttpApiOptions } from "./kubernetes-api.ts";
 import { accountOf, badToken, cannotCheck, type TokenVerifier } from "./token.ts";
@@ -18,6 +19,21 @@ const KEYS_MAX_AGE_MS = 60_000;
 const COOLDOWN_MS = 10_000;
 const FETCH_TIMEOUT_MS = 2000;
 const WAY_OUT = "try again; see whether the key set can be read (security.jwks_file, security.jwks_url)";
+
+/** Throws InvalidArgument for a file that cannot be read or is no key set, before anybody needs it. */
+export function checkKeySet(file: NamedFile): void {
+  try {
+    createLocalJWKSet(JSON.parse(readNamedFile(file)));
+  } catch (error) {
+    throw error instanceof WeightlineError
+      ? error
+      : new WeightlineError("InvalidArgument", `${file.setting} ${file.path} is no JSON Web Key Set`, {
+          field: file.setting,
+          value: file.path,
+          wayOut: "give what the Kubernetes API serves at /openid/v1/jwks",
+        });
+  }
+}
 
 /** Keys of a file, read again when they are old, and soon when a token names another one. */
 function keysOfFile(file: string): JWTVerifyGetKey {

@@ -10,13 +10,14 @@ import {
   identityUri,
   type Logger,
   openCertificates,
+  plainTlsWords,
   type ServerSecurity,
   toWeightlineError,
   WeightlineError,
 } from "@weightline/runtime";
 import type { ControlPlaneConfiguration } from "../configuration.ts";
 import { CONTROL_PLANE_RULES, OTHER_SERVICES } from "./access-rules.ts";
-import { createJwksVerifier } from "./jwks.ts";
+import { checkKeySet, createJwksVerifier } from "./jwks.ts";
 import type { TokenVerifier, VerifiedToken } from "./token.ts";
 import { createTokenCache } from "./token-cache.ts";
 import { createTokenReview } from "./token-review.ts";
@@ -56,6 +57,9 @@ function createVerifier(configuration: ControlPlaneConfiguration): TokenVerifier
   if (jwksFile === "" && jwksUrl === "") {
     return createTokenReview({ api, audiences: tokenAudiences, ...ofKubernetes });
   }
+  if (jwksFile !== "") {
+    checkKeySet({ path: jwksFile, setting: "security.jwks_file" });
+  }
   // The API's own token is for nobody else.
   const isApi = jwksUrl !== "" && new URL(jwksUrl).origin === api.origin;
   return createJwksVerifier({
@@ -76,7 +80,7 @@ function logged(verifier: TokenVerifier, log: Logger): TokenVerifier {
       } catch (error) {
         const { code, message, cause } = toWeightlineError(error);
         if (code === "Unavailable") {
-          const why = cause instanceof Error ? cause.message : "";
+          const why = cause instanceof Error ? plainTlsWords(cause.message) : "";
           bounded("warn", { event: "tokens-unchecked", error: message, cause: why }, "a token could not be checked");
         }
         throw error;

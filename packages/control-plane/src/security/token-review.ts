@@ -64,7 +64,8 @@ function readStatus({ authenticated, user, audiences }: ReviewStatus, wanted: re
 export function createTokenReview(options: TokenReviewOptions): TokenVerifier {
   const { audiences } = options;
   const http = createHttpApi(options);
-  const url = new URL(PATH, options.api);
+  // An API behind a proxy has a path of its own.
+  const url = new URL(options.api.href.replace(/\/$/, "") + PATH);
   return {
     async verify(token, signal) {
       const expiresAtMs = refuseByItself(token, audiences);

@@ -2,7 +2,7 @@ import { enumName } from "@weightline/proto";
 import { NodeStateSchema } from "@weightline/proto/common";
 import { HealthService } from "@weightline/proto/health";
 import { formatByteSize, fromRpcError, WeightlineError } from "@weightline/runtime/client";
-import { localAgent, localError, unreachable } from "../clients.ts";
+import { isRefusal, localAgent, localError, unreachable } from "../clients.ts";
 import { openControlPlane } from "../control-plane-channel.ts";
 import { onInterruption } from "../interruption.ts";
 import { print, printData, printRows } from "../output/output.ts";
@@ -78,13 +78,14 @@ async function controlPlaneHealth(settings: Settings): Promise<Health> {
       detail: `up ${uptime} s`,
     };
   } catch (error) {
+    const known = unreachable(settings.endpointText, fromRpcError(error));
     return {
       program: "control-plane",
       address: settings.endpointText,
       healthy: false,
-      status: "unreachable",
+      status: isRefusal(known) ? "refusing" : "unreachable",
       version: "",
-      detail: unreachable(settings.endpointText, fromRpcError(error)).message,
+      detail: known.message,
     };
   } finally {
     channel.close();
@@ -146,7 +147,7 @@ export async function health(settings: Settings, { only }: { only?: string }): P
   const sick = rows.find(({ healthy }) => !healthy);
   if (sick !== undefined) {
     throw new WeightlineError(
-      sick.status === "unreachable" ? "Unavailable" : "Refused",
+      sick.status === "unreachable" ? "Unavailable" : sick.status === "refusing" ? "PermissionDenied" : "Refused",
       `the ${sick.program} is ${sick.status}`,
       { field: "health", value: sick.status, wayOut: sick.detail },
     );

@@ -4,7 +4,8 @@ import { createBoundedLog } from "../bounded-log.ts";
 import type { Logger } from "../logging.ts";
 import type { Authorize } from "../security/access.ts";
 import type { CertificateFiles } from "../security/certificate-files.ts";
-import { createSecureIntake } from "../security/secure-intake.ts";
+import { type ConnectionPeer, createSecureIntake } from "../security/secure-intake.ts";
+import { plainTlsWords } from "../security/tls-words.ts";
 import { authorizationInterceptor, type Refuse } from "./call-authorization.ts";
 import type { ConnectionTable } from "./connection-table.ts";
 
@@ -14,6 +15,8 @@ export interface ServerSecurity {
   certificates?: CertificateFiles;
   authorize: Authorize;
   log: Logger;
+  /** Default {@link MAX_CONNECTION_AGE_MS}. */
+  maxConnectionAgeMs?: number;
 }
 
 /**
@@ -21,11 +24,8 @@ export interface ServerSecurity {
  * does not stay connected by its old handshake.
  */
 const MAX_CONNECTION_AGE_MS = 600_000;
-
-/** Options of a grpc-js server whose connections come through {@link takeSecurely}. */
-export const SECURE_SERVER_OPTIONS: grpc.ServerOptions = {
-  "grpc.max_connection_age_ms": MAX_CONNECTION_AGE_MS,
-};
+/** Up to a tenth later, in so many steps: agents that came together must not all come again together. */
+const AGE_STEPS = 20;
 
 /** Gives each admitted connection to `server` as it is: without TLS, and whoever it is from. */
 export function takePlainly(server: grpc.Server, table: ConnectionTable): (socket: Socket) => void {
@@ -47,6 +47,26 @@ export function takeSecurely(
   refuse: Refuse,
 ): (socket: Socket) => void {
   const bounded = createBoundedLog(security.log);
+  const ageMs = security.maxConnectionAgeMs ?? MAX_CONNECTION_AGE_MS;
+
+  const serve = (socket: Socket, peer: ConnectionPeer) => {
+    const credentials = grpc.experimental.createServerCredentialsWithInterceptors(
+      grpc.ServerCredentials.createInsecure(),
+      [authorizationInterceptor(peer, security.authorize, refuse)],
+    );
+    const connection = server.createConnectionInjector(credentials);
+    // Calls that run go on to their end.
+    const end = () => connection.destroy();
+    const laterMs = Math.floor(Math.random() * AGE_STEPS) * (ageMs / 10 / AGE_STEPS);
+    const timer = setTimeout(end, ageMs + laterMs).unref();
+    socket.once("close", () => {
+      clearTimeout(timer);
+      end();
+    });
+    table.ready(socket);
+    connection.injectConnection(socket);
+  };
+
   return createSecureIntake({
     certificates: security.certificates,
     onConnection(socket, peer) {
@@ -57,16 +77,13 @@ export function takeSecurely(
           "a client showed a certificate that is not accepted",
         );
       }
-      const credentials = grpc.experimental.createServerCredentialsWithInterceptors(
-        grpc.ServerCredentials.createInsecure(),
-        [authorizationInterceptor(peer, security.authorize, refuse)],
-      );
-      const connection = server.createConnectionInjector(credentials);
-      socket.once("close", () => connection.destroy());
-      table.ready(socket);
-      connection.injectConnection(socket);
+      serve(socket, peer);
     },
     onFailure: (peer, error) =>
-      bounded("info", { event: "handshake-failed", peer, error: error.message }, "a TLS handshake came to nothing"),
+      bounded(
+        "info",
+        { event: "handshake-failed", peer, error: plainTlsWords(error.message) },
+        "a TLS handshake came to nothing",
+      ),
   });
 }

@@ -38,6 +38,9 @@ export interface ConnectionTable {
   count(): number;
   /** Ends those on which HTTP/2 cannot be spoken yet. */
   endUnready(): void;
+  /** Resolves when none is open. */
+  emptied(): Promise<void>;
+  /** Ends those that are left. */
   close(): void;
 }
 
@@ -57,6 +60,8 @@ const LOOK_INTERVAL_MS = 1000;
 export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): ConnectionTable {
   const peers = new Map<string, Peer>();
   const byEnds = new Map<string, Connection>();
+  /** Of those that wait until none is open. */
+  const waiting: Array<() => void> = [];
   /** The longest idle first. */
   const idle = new Set<Connection>();
   /** Of whom nothing is known yet, the oldest first. */
@@ -70,6 +75,11 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
     fresh.delete(connection);
     if (byEnds.get(key) === connection) {
       byEnds.delete(key);
+    }
+    if (byEnds.size === 0) {
+      for (const resolve of waiting.splice(0)) {
+        resolve();
+      }
     }
     if (peer.connections.size === 0 && peers.get(peer.address) === peer) {
       peers.delete(peer.address);
@@ -177,7 +187,18 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
         }
       }
     },
-    close: () => clearInterval(look),
+    emptied() {
+      if (byEnds.size === 0) {
+        return Promise.resolve();
+      }
+      return new Promise((resolve) => waiting.push(resolve));
+    },
+    close() {
+      clearInterval(look);
+      for (const { socket } of byEnds.values()) {
+        socket.destroy();
+      }
+    },
   };
 }
 

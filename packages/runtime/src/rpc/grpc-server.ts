@@ -8,7 +8,7 @@ import { WeightlineError } from "../error.ts";
 import { formatAddress } from "../network-address.ts";
 import type { CallFailure } from "./call-failure.ts";
 import { createCallWatch } from "./call-watch.ts";
-import { SECURE_SERVER_OPTIONS, type ServerSecurity, takePlainly, takeSecurely } from "./connection-intake.ts";
+import { type ServerSecurity, takePlainly, takeSecurely } from "./connection-intake.ts";
 import { createConnectionTable } from "./connection-table.ts";
 import {
   type Handler,
@@ -169,7 +169,6 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     // It would keep a record for each connection.
     "grpc.enable_channelz": 0,
     interceptors: [watch.interceptor],
-    ...(security === undefined ? {} : SECURE_SERVER_OPTIONS),
   });
   limitHeaders(server);
   const around: HandlerSurroundings = {
@@ -199,16 +198,17 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
       listener.stop();
       const reason = new WeightlineError("Unavailable", "the program stops", { wayOut: "try another replica" });
       stopping.abort(reason);
-      const { promise, resolve } = Promise.withResolvers<void>();
+      const over = Promise.withResolvers<void>();
       let timer = setTimeout(() => {
         cutting.abort(reason);
         for (const end of around.running) {
           end(reason);
         }
-        timer = setTimeout(resolve, CUT_MS);
+        timer = setTimeout(over.resolve, CUT_MS);
       }, graceMs);
-      server.tryShutdown(() => resolve());
-      await promise;
+      // The server does not know of connections any more that were asked to come again: their calls may end too.
+      server.tryShutdown(() => void table.emptied().then(over.resolve));
+      await over.promise;
       clearTimeout(timer);
       server.forceShutdown();
       watch.close();

@@ -5,6 +5,7 @@ import * as grpc from "@grpc/grpc-js";
 import { WeightlineError } from "../error.ts";
 import { formatAddress, type NetworkAddress } from "../network-address.ts";
 import type { ChannelTls } from "../security/certificates.ts";
+import { plainTlsWords } from "../security/tls-words.ts";
 import { streamsOf } from "./grpc-handlers.ts";
 import { type HeaderInit, toMetadata } from "./grpc-metadata.ts";
 import { type ClientUse, createRenewedClient, type RenewedClient } from "./renewed-client.ts";
@@ -35,8 +36,12 @@ const CHANNEL_OPTIONS: grpc.ChannelOptions = {
 
 /** grpc-js wraps the system's words in its own: "No connection established. Last error: Error: connect ECONNREFUSED ...". */
 function plainMessage(text: string): string {
-  const inner = /Last error: (?:Error: )?(.*?)\.? Resolution note:/.exec(text)?.[1];
-  return inner === undefined ? text : inner === "null" ? "cannot be reached" : `cannot be reached: ${inner}`;
+  const inner = /Last error: (?:Error: )?(.*?)\.? Resolution note:/s.exec(text)?.[1];
+  return inner === undefined
+    ? text
+    : inner === "null"
+      ? "cannot be reached"
+      : `cannot be reached: ${plainTlsWords(inner)}`;
 }
 
 /** Server names are not addresses, and peers are known by what their certificates name: all are asked for by this one. */

@@ -1,13 +1,15 @@
-// Connections whose TLS handshake does not end: the server's limits hold before it, and nothing stays.
+// Connections of a secured port: limits hold before the handshake, old ones are asked to come again, a stop ends them all.
 import { once } from "node:events";
 import { type AddressInfo, createServer, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
 import t from "tap";
 import type { HostilePeer } from "./support/hostile-peer.ts";
-import { isServed, limited, overTls } from "./support/limited-server.ts";
+import { FRAME } from "./support/http2-frames.ts";
+import { EMPTY, GET_HEALTH, isServed, limited, overTls } from "./support/limited-server.ts";
 import { until } from "./support/processes.ts";
 
 const TLS = overTls(t);
+const OK = { status: 0 };
 
 /** What a client says first in TLS. */
 async function clientHello(): Promise<Buffer> {
@@ -81,3 +83,22 @@ t.test("a server that stops ends the handshakes that run", async (t) => {
   await silent.ended();
   t.equal(server.connections(), 0);
 });
+
+t.test(
+  "a connection that is old enough is told to come again; its call ends well, also when the server stops",
+  async (t) => {
+    const security = TLS.security === undefined ? undefined : { ...TLS.security, maxConnectionAgeMs: 200 };
+    const { server, peer, letGo } = await limited(t, { ...TLS, security }, {}, { held: true });
+    const one = await peer();
+    const call = one.call(GET_HEALTH, EMPTY);
+    await one.got(FRAME.goaway, 0);
+    t.notOk(one.closed(), "its call runs");
+    const stopped = server.stop(60_000);
+    const late = Promise.race([stopped.then(() => "stopped"), new Promise((resolve) => setImmediate(resolve))]);
+    t.not(await late, "stopped");
+    letGo();
+    t.match(await one.end(call), OK);
+    await one.ended();
+    await stopped;
+  },
+);

@@ -23,8 +23,8 @@ const WINDOW_MAX = 2 ** 31 - 1;
 /** HTTP/2's own: what may be sent before the first WINDOW_UPDATE. */
 const FIRST_WINDOW_BYTES = 65_535;
 const FRAME_MAX_BYTES = 16_384;
-/** As stock servers allow at least; more wait here. */
-const CALLS_AT_ONCE = 100;
+/** What the server allows on a connection; more wait here. */
+const CALLS_AT_ONCE = 32;
 const HEADER_TABLE_SIZE = 1;
 export const INITIAL_WINDOW_SIZE = 4;
 

@@ -1,6 +1,7 @@
 import type { Http2Session } from "node:http2";
 import type { Socket } from "node:net";
 import type { LimitReason, OnLimit, ServerLimits } from "./server-limits.ts";
+import { createTurns } from "./turns.ts";
 
 /** What all connections of one address share. */
 export interface Peer {
@@ -29,6 +30,8 @@ export interface ConnectionTable {
   /** A call began on the connection from this address and port; undefined for a connection that is gone already. */
   callBegan(address: string, port: number, session: Http2Session | undefined): Connection | undefined;
   callEnded(connection: Connection): void;
+  /** Starts the call's work when it is its peer's turn. */
+  startCall(connection: Connection, start: () => void): void;
   /** Connections that are open. */
   count(): number;
   close(): void;
@@ -48,12 +51,15 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
   /** Of whom nothing is known yet, the oldest first. */
   const fresh = new Set<Connection>();
 
+  const turns = createTurns(limits.callsPerTurnCount);
+
   const forget = (connection: Connection, endpoint: string) => {
     const { peer } = connection;
     peer.connections.delete(connection);
     peer.idle.delete(connection);
     idle.delete(connection);
     fresh.delete(connection);
+    turns.forget(connection);
     if (byEndpoint.get(endpoint) === connection) {
       byEndpoint.delete(endpoint);
     }
@@ -142,8 +148,12 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
         idle.add(connection);
       }
     },
+    startCall: (connection, start) => turns.start(connection, start),
     count: () => byEndpoint.size,
-    close: () => clearInterval(look),
+    close() {
+      clearInterval(look);
+      turns.close();
+    },
   };
 }
 

@@ -50,7 +50,7 @@ default_tier() {
   check "types" tsc -b
   check "lint and format" biome check --error-on-warnings .
   check "Python types" python3 -m mypy --strict --no-error-summary --cache-dir .tools/mypy python/weightline/weightline
-  run_tap default 2 packages/*/test/*.test.ts test/*.test.ts test/repository/*.test.ts
+  run_tap default 2 packages/*/test/*.test.ts packages/*/test/*/*.test.ts test/*.test.ts test/repository/*.test.ts
 }
 
 tier() {

@@ -2,10 +2,12 @@
 import { readFileSync } from "node:fs";
 import { CONTROL_PLANE_OPTIONS } from "@weightline/control-plane";
 import { AGENT_OPTIONS } from "@weightline/node-agent";
-import { COMMON_FLAGS, ERROR_CODES, tableEntries } from "@weightline/runtime";
+import { COMMON_FLAGS, ERROR_CODES, helpText, sampleText, tableEntries } from "@weightline/runtime";
 import t from "tap";
+import { parse } from "yaml";
 import { createCluster, freePort } from "../support/cluster.ts";
-import { ROOT, startProgram } from "../support/program.ts";
+import { ROOT } from "../support/program.ts";
+import { generatedDocuments } from "./generated-documents.ts";
 import { loggedEvents } from "./logged-events.ts";
 
 const read = (file: string) => readFileSync(`${ROOT}${file}`, "utf8");
@@ -15,12 +17,42 @@ t.test("docs/errors.md has a heading for each code, and none for others", async 
   t.same(headings.toSorted(), Object.keys(ERROR_CODES).toSorted());
 });
 
-t.test("docs/configuration.md names every flag, variable and YAML key", async (t) => {
+t.test("the reference and the JSON schemas are what the options give", async (t) => {
+  const documents = generatedDocuments();
+  t.equal(documents.size, 3);
+  for (const [file, text] of documents) {
+    t.equal(read(file), text, `${file}: run node test/repository/generated-documents.ts`);
+  }
+});
+
+t.test("the reference, --help, the file, and the schema have every option of both daemons", async (t) => {
   const text = read("docs/configuration.md");
-  for (const [, option] of [...tableEntries(AGENT_OPTIONS), ...tableEntries(CONTROL_PLANE_OPTIONS)]) {
-    for (const name of [option.flag, option.yaml, ...(option.env ?? [])]) {
-      if (name !== undefined) {
-        t.ok(text.includes(`\`${name}\``), name);
+  for (const [program, table] of [
+    ["control-plane", CONTROL_PLANE_OPTIONS],
+    ["node-agent", AGENT_OPTIONS],
+  ] as const) {
+    const help = helpText(program, "", table, []);
+    const file = sampleText(program, table);
+    const settings = parse(file);
+    const schema = JSON.parse(read(`docs/schema/${program}.schema.json`));
+    for (const [name, option] of tableEntries(table)) {
+      for (const other of [option.flag, ...(option.env ?? [])].filter((each) => each !== undefined)) {
+        t.match(file, other, `the file names ${other}`);
+        if (option.withoutEffect === undefined) {
+          t.match(help, other, `--help names ${other}`);
+        }
+      }
+      if (option.yaml !== undefined) {
+        const keys = option.yaml.split(".");
+        t.not(
+          keys.reduce((section, key) => section?.[key], settings),
+          undefined,
+          `the file has ${name}`,
+        );
+        t.ok(
+          keys.reduce((section, key) => section?.properties[key], schema),
+          `the schema has ${name}`,
+        );
       }
     }
   }
@@ -41,27 +73,58 @@ t.test("docs/events.md lists every event with its fields, and no other", async (
   t.same(Object.fromEntries([...listed].toSorted()), Object.fromEntries([...logged].toSorted()));
 });
 
-t.test("docs/metrics.md lists every metric that the daemons show, and no other", async (t) => {
+/** Rows of docs/metrics.md: section -> name -> [labels, kind]. */
+function listedMetrics(): Map<string, Map<string, [string[], string]>> {
+  const sections = read("docs/metrics.md").split(/^## /m).slice(1);
+  return new Map(
+    sections.map((section) => [
+      section.slice(0, section.indexOf("\n")),
+      new Map(
+        [...section.matchAll(/^\| `([a-z_]+)(?:\{([a-z_,]+)\})?` \| (\w+) \|/gm)].map(
+          ([, name = "", labels = "", kind = ""]) => [name, [labels.split(",").filter((label) => label !== ""), kind]],
+        ),
+      ),
+    ]),
+  );
+}
+
+/** The metrics of a scraped body: name -> [labels of its samples, kind]; one without samples yet has no labels here. */
+function shownMetrics(body: string): Map<string, [Set<string> | undefined, string]> {
+  const shown = new Map<string, [Set<string> | undefined, string]>();
+  for (const [, name = "", kind = ""] of body.matchAll(/^# TYPE (\S+) (\S+)$/gm)) {
+    const samples = [...body.matchAll(new RegExp(`^${name}(?:_bucket|_sum|_count)?(\\{.*\\})? `, "gm"))];
+    const labels = samples.flatMap(([, text = ""]) => [...text.matchAll(/(\w+)="/g)].map(([, label = ""]) => label));
+    shown.set(name, [samples.length === 0 ? undefined : new Set(labels.filter((label) => label !== "le")), kind]);
+  }
+  return shown;
+}
+
+t.test("docs/metrics.md lists every metric that the daemons show with kind and labels, and no other", async (t) => {
   const cluster = await createCluster();
   t.teardown(() => cluster.stop());
-  const agent = await cluster.startAgent("a");
   const port = await freePort();
-  const controlPlane = startProgram("control-plane", [
-    "--host",
-    "127.0.0.1",
-    "--port",
-    "0",
-    "--metrics-port",
-    String(port),
-    "--log-format",
-    "json",
-  ]);
-  t.teardown(() => controlPlane.stop());
-  await controlPlane.waitFor(/"msg":"ready"/);
-  const scraped = `${await agent.metrics()}${await (await fetch(`http://127.0.0.1:${port}/metrics`)).text()}`;
-  const shown = new Set([...scraped.matchAll(/^# TYPE (\S+) /gm)].map(([, name]) => name));
-  const listed = new Set([...read("docs/metrics.md").matchAll(/^\| `([a-z_]+)/gm)].map(([, name]) => name));
-  t.same([...listed].toSorted(), [...shown].toSorted());
+  await cluster.startControlPlane(["--metrics-port", String(port)]);
+  const agent = await cluster.startAgent("a");
+  const listed = listedMetrics();
+  t.ok(
+    ["Node agent", "Control plane", "Both"].every((section) => (listed.get(section)?.size ?? 0) > 5),
+    "they were found",
+  );
+  for (const [section, body] of [
+    ["Node agent", await agent.metrics()],
+    ["Control plane", await (await fetch(`http://127.0.0.1:${port}/metrics`)).text()],
+  ] as const) {
+    const wanted = new Map([...(listed.get(section) ?? []), ...(listed.get("Both") ?? [])]);
+    const shown = shownMetrics(body);
+    t.same([...shown.keys()].toSorted(), [...wanted.keys()].toSorted(), section);
+    for (const [name, [labels, kind]] of shown) {
+      const [wantedLabels, wantedKind] = wanted.get(name) ?? [[], ""];
+      t.equal(kind, wantedKind, `${name}: its kind`);
+      if (labels !== undefined) {
+        t.same([...labels].toSorted(), wantedLabels.toSorted(), `${name}: its labels`);
+      }
+    }
+  }
 });
 
 t.test("README, ARCHITECTURE and CONTRIBUTING name files and commands that are there", async (t) => {

@@ -13,6 +13,8 @@ export interface RunningProgram {
   waitFor(pattern: RegExp, timeoutMs?: number): Promise<RegExpExecArray>;
   /** Writes to its standard input. */
   say(text: string): void;
+  /** Ends its standard input. */
+  end(): void;
   kill(signal: NodeJS.Signals): void;
   /** Ends it with SIGTERM, then SIGKILL; gives its exit code. */
   stop(): Promise<number | null>;
@@ -112,6 +114,7 @@ export function startCommand(command: readonly string[], options: ProgramOptions
       });
     },
     say: (text) => void child.stdin?.write(text),
+    end: () => void child.stdin?.end(),
     kill: (signal) => void child.kill(signal),
     async stop() {
       if (child.exitCode === null && child.signalCode === null) {

@@ -1,5 +1,6 @@
 import {
   checkLogFile,
+  type Fault,
   LOG_FORMATS,
   LOG_LEVELS,
   type Option,
@@ -7,14 +8,29 @@ import {
   option,
   optionTypes,
   SERVER_LIMITS,
+  toWeightlineError,
 } from "@weightline/runtime";
+import { parseRedisUrl, REDIS_URL_FORMS } from "./directory/redis/redis-address.ts";
 
 const { choice, duration, list, port, seconds, text, toggle, integer } = optionTypes;
 
 const BACKENDS = ["memory", "redis", "kubernetes", "k8s", "crd"] as const;
 const LATER_MODELS = "models are not downloaded by this version";
-const LATER_REDIS = "this version keeps nodes and workers in its memory";
 const LATER_SECURITY = "security is not checked by this version";
+
+/** What is wrong with REDIS_URL; empty means host and port. */
+function redisUrlFault(url: string): Fault | undefined {
+  if (url === "") {
+    return undefined;
+  }
+  try {
+    parseRedisUrl(url);
+    return undefined;
+  } catch (error) {
+    const { message, wayOut = "" } = toWeightlineError(error);
+    return { message: message.replace(/^REDIS_URL: /, ""), wayOut };
+  }
+}
 
 /** A name that existing users have and that does nothing here: said once, never refused. */
 function unused<T>(
@@ -59,6 +75,14 @@ export const CONTROL_PLANE_OPTIONS = {
     default: 9401,
     description: "HTTP port of /metrics, /healthz, /readyz and the admin API (0: off)",
   }),
+  drainTimeoutMs: option({
+    type: duration(0, 600_000),
+    yaml: "server.drain_timeout",
+    flag: "--drain-timeout",
+    env: ["MODEL_EXPRESS_DRAIN_TIMEOUT"],
+    default: 10_000,
+    description: "how long running calls may take to end after SIGTERM; keep it below the pod's grace period",
+  }),
   connectionsPerAddress: option({
     type: integer(1, 16_384),
     yaml: "server.max_connections_per_address",
@@ -70,11 +94,12 @@ export const CONTROL_PLANE_OPTIONS = {
     type: choice(BACKENDS),
     env: ["MX_METADATA_BACKEND"],
     default: "memory",
-    description: "where nodes and workers are kept; this version has memory alone",
+    description:
+      "where nodes and workers are kept: memory (one control plane, for itself) or redis (any number of them)",
     check: (backend) =>
-      backend === "memory"
+      backend === "memory" || backend === "redis"
         ? undefined
-        : `metadata backend ${backend} is not part of this version: it has memory, which one control plane keeps for itself`,
+        : `metadata backend ${backend} is not part of this version: it has memory and redis`,
   }),
   announceIntervalMs: option({
     type: duration(100, 600_000),
@@ -120,7 +145,12 @@ export const CONTROL_PLANE_OPTIONS = {
     description: "file to log to; standard error by default",
     check: checkLogFile,
   }),
-  logStructured: unused(toggle, false, "use logging.format json", { yaml: "logging.structured" }),
+  logStructured: option({
+    type: toggle,
+    yaml: "logging.structured",
+    default: false,
+    description: "log one JSON object a line, whatever logging.format says",
+  }),
   databasePath: unused(text, "./models.db", LATER_MODELS, {
     yaml: "database.path",
     flag: "--database-path",
@@ -181,17 +211,73 @@ export const CONTROL_PLANE_OPTIONS = {
     flag: "--security-cache-ttl-secs",
     env: ["MODEL_EXPRESS_SECURITY_CACHE_TTL_SECS"],
   }),
-  redisUrl: unused(text, "", LATER_REDIS, { env: ["REDIS_URL"], secret: true }),
-  redisHost: unused(text, "", LATER_REDIS, { env: ["MX_REDIS_HOST", "REDIS_HOST"] }),
-  redisPort: unused(port, 6379, LATER_REDIS, { env: ["MX_REDIS_PORT", "REDIS_PORT"] }),
+  redisUrl: option({
+    type: text,
+    env: ["REDIS_URL"],
+    default: "",
+    secret: true,
+    description: `address of Redis with backend redis, built from host and port where it is not given: ${REDIS_URL_FORMS}`,
+    check: redisUrlFault,
+  }),
+  redisHost: option({
+    type: text,
+    env: ["MX_REDIS_HOST", "REDIS_HOST"],
+    default: "localhost",
+    description: "host of Redis, where REDIS_URL is not given",
+  }),
+  redisPort: option({
+    type: port,
+    env: ["MX_REDIS_PORT", "REDIS_PORT"],
+    default: 6379,
+    description: "port of Redis, where REDIS_URL is not given",
+  }),
+  redisTimeoutMs: option({
+    type: duration(50, 60_000),
+    yaml: "directory.redis_timeout",
+    flag: "--redis-timeout",
+    env: ["MODEL_EXPRESS_REDIS_TIMEOUT"],
+    default: 1000,
+    description: "how long one command to Redis may take",
+  }),
+  redisCaFile: option({
+    type: text,
+    yaml: "directory.redis_ca_file",
+    flag: "--redis-ca-file",
+    env: ["MODEL_EXPRESS_REDIS_CA_FILE"],
+    default: "",
+    description: "PEM file of the authority of Redis's certificate (rediss://); the system's by default",
+  }),
   reaperIntervalMs: option({
     type: seconds(1, 86_400),
     env: ["MX_REAPER_SCAN_INTERVAL_SECS"],
     default: 30_000,
     description: "how often workers that are over are looked for and removed",
   }),
-  statusTtl: unused(integer(1, 604_800), 3600, "records live as long as their heartbeats", {
+  statusTtlMs: option({
+    type: seconds(1, 604_800),
     env: ["MX_STATUS_TTL_SECS"],
+    default: 3_600_000,
+    description: "least lifetime of a key in Redis that nothing renews",
+  }),
+  huggingFace: unused(text, "", LATER_MODELS, {
+    env: ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT"],
+    secret: true,
+  }),
+  ngc: unused(text, "", LATER_MODELS, {
+    env: ["NGC_API_KEY", "NGC_CLI_API_KEY", "NGC_CLI_HOME", "NGC_API_ENDPOINT", "NGC_AUTH_ENDPOINT"],
+    secret: true,
+  }),
+  googleCredentials: unused(text, "", LATER_MODELS, { env: ["GOOGLE_APPLICATION_CREDENTIALS"], secret: true }),
+  aws: unused(text, "", LATER_MODELS, {
+    env: [
+      "AWS_ACCESS_KEY_ID",
+      "AWS_SECRET_ACCESS_KEY",
+      "AWS_SESSION_TOKEN",
+      "AWS_DEFAULT_REGION",
+      "AWS_REGION",
+      "AWS_ENDPOINT_URL",
+    ],
+    secret: true,
   }),
 };
 

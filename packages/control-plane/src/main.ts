@@ -23,8 +23,9 @@ await runProgram(PROGRAM, async () => {
   const log = createLogger({
     program: "control-plane",
     level: values.logLevel,
-    format: values.logFormat,
+    format: values.logStructured ? "json" : values.logFormat,
     file: values.logFile,
+    reopenOn: "SIGHUP",
   });
   for (const notice of configuration.notices) {
     log.warn(notice);
@@ -33,6 +34,12 @@ await runProgram(PROGRAM, async () => {
     log.warn(
       "MX_METADATA_BACKEND is not set: nodes and workers are kept in memory; a restart forgets them until the next announce or publish",
     );
+  }
+  const redisSettings = [origins.redisUrl, origins.redisHost, origins.redisPort].filter(
+    (origin) => origin !== "default",
+  );
+  if (values.metadataBackend === "memory" && redisSettings.length > 0) {
+    log.warn(`${redisSettings.join(", ")}: no effect while MX_METADATA_BACKEND is memory`);
   }
   log.warn("security is off: whoever reaches the port may publish, look up and ask agents to fill");
   return createControlPlane(values, log);

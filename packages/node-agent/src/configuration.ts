@@ -47,6 +47,8 @@ export const AGENT_OPTIONS = {
     flag: "--node-name",
     env: ["MX_NODE_NAME", "NODE_NAME"],
     default: hostname(),
+    defaultText: "host name",
+    optional: true,
     description: "name of this node, unique in the cluster; the host's name by default",
     check: checkName,
   }),

@@ -17,6 +17,7 @@ import {
   parseAddresses,
   toWeightlineError,
   WeightlineError,
+  withReflection,
 } from "@weightline/runtime";
 import { type AgentConfiguration, DESCRIPTOR_SOCKET_SUFFIX } from "./configuration.ts";
 import { createDirectoryClient, type DirectoryClient } from "./directory/directory-client.ts";
@@ -114,7 +115,7 @@ async function start(
   }
   log.warn("security is off: whoever reaches this node's ports can read every holding and pose as a node");
 
-  const agentMetrics = createAgentMetrics();
+  const agentMetrics = createAgentMetrics(VERSION);
   const notReady = { recovering: true, draining: false };
   let address = "";
   /** What readiness depends on, once it is there. */
@@ -130,6 +131,7 @@ async function start(
     portFlag: "--metrics-port",
     metrics: agentMetrics.metrics,
     notReady: () => reasons(),
+    onFailure: createFailureLog(log),
   });
   life.add({ name: "operations server", stop: () => operations.stop() });
 
@@ -348,7 +350,7 @@ async function start(
     bind,
     port: configuration.port,
     portFlag: "--port",
-    routes: [
+    routes: withReflection([
       createPeerService({
         node,
         store,
@@ -372,7 +374,7 @@ async function start(
         transferTimeoutSeconds: TRANSFER_TIMEOUT_S,
       }),
       health.route,
-    ],
+    ]),
     onFailure: createFailureLog(log),
     onLimit: limitRecord.onLimit,
   });
@@ -517,6 +519,10 @@ async function start(
     metricsPort: operations.port,
     socket: configuration.socket,
     failed: new Promise<never>(() => undefined),
-    stop: () => life.stop(STOP_GRACE_MS),
+    stop() {
+      notReady.draining = true;
+      health.set(false);
+      return life.stop(STOP_GRACE_MS);
+    },
   };
 }

@@ -60,6 +60,24 @@ t.test("names that bite JavaScript", async (t) => {
   t.match(canonicalIdentity({ modelName: 'a"\\\u0001\n\u007f' }), '"model_name":"a\\"\\\\\\u0001\\n\u007f"');
 });
 
+t.test("lowercase is Unicode's full one, whole words at a time", async (t) => {
+  // As Rust's to_lowercase has it, which is the reference's.
+  const lowered: Array<[string, string]> = [
+    ["\u0130", "i\u0307"],
+    ["\u1E9E", "\u00DF"],
+    ["\u212A", "k"],
+    ["\u039F\u0394\u039F\u03A3", "\u03BF\u03B4\u03BF\u03C2"],
+    ["\u039F\u0394\u039F\u03A3\u0301.", "\u03BF\u03B4\u03BF\u03C2\u0301."],
+    ["\u03A3\u039F", "\u03C3\u03BF"],
+    ["1\u03A3", "1\u03C3"],
+    ["\u{10400}", "\u{10428}"],
+    ["\u{10D50}", "\u{10D70}"],
+  ];
+  for (const [given, expected] of lowered) {
+    t.match(canonicalIdentity({ modelName: given }), `"model_name":"${expected}"`);
+  }
+});
+
 t.test("words for enum values", async (t) => {
   t.equal(enumName(HoldingStateSchema, HoldingState.FILLING), "filling");
   t.equal(enumName(HoldingStateSchema, 77), "unknown-77");

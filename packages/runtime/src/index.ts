@@ -1,5 +1,6 @@
 export { BOUNDED_LINES_PER_SECOND, type BoundedLog, createBoundedLog, type EventFields } from "./bounded-log.ts";
 export { formatByteSize, parseByteSize } from "./byte-size.ts";
+export { type ConfigGeneratorOptions, runConfigGenerator } from "./configuration/config-generator.ts";
 export {
   COMMON_FLAGS,
   type Configuration,
@@ -8,7 +9,8 @@ export {
   readConfiguration,
   tableEntries,
 } from "./configuration/configuration.ts";
-export { effectiveText, helpText, sampleText } from "./configuration/configuration-text.ts";
+export { effectiveText, helpText, referenceRows, sampleText } from "./configuration/configuration-text.ts";
+export { schemaText } from "./configuration/json-schema.ts";
 export { acceptsNone, type Fault, type Option, type OptionValues, option } from "./configuration/option.ts";
 export * as optionTypes from "./configuration/option-types.ts";
 export { configureProgram, type ProgramDescription } from "./configuration/program-configuration.ts";
@@ -25,8 +27,9 @@ export {
 } from "./error.ts";
 export { makeFolders } from "./folders.ts";
 export { createLifecycle, type Lifecycle, type Part, type RunningProgram, runProgram } from "./lifecycle.ts";
-export { checkLogFile, createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";
-export { createMetrics, type Metrics } from "./metrics.ts";
+export { checkLogFile } from "./log-file.ts";
+export { createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";
+export { addBuildInfo, COLLECT_TIMEOUT_MS, createMetrics, type Metrics } from "./metrics.ts";
 export {
   checkAddresses,
   formatAddress,
@@ -51,6 +54,7 @@ export { createLimitRecord, type LimitRecord } from "./rpc/limit-record.ts";
 export { createLocalClient } from "./rpc/local-client.ts";
 export { type LocalRpcOptions, mountLocalRpc, refuseLocalCall, unaryAnswer } from "./rpc/local-rpc.ts";
 export { checkMessageValues } from "./rpc/message-values.ts";
+export { withReflection } from "./rpc/reflection-service.ts";
 export { fromRpcError, malformedRequest, toConnectError } from "./rpc/rpc-error.ts";
 export {
   COMPRESSED_MESSAGE_MAX_BYTES,

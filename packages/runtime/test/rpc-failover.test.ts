@@ -1,3 +1,4 @@
+import dns from "node:dns";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "@weightline/proto/grpc-health";
 import { createGrpcChannel, createGrpcServer, createHealthStatus, fromRpcError } from "@weightline/runtime";
@@ -9,22 +10,22 @@ t.teardown(() => server.stop(0));
 const alive = { host: "127.0.0.1", port: server.port };
 
 /** A listener of this test's own, which ends with it. */
-async function listen(onConnection: (socket: Socket) => void) {
+async function listen(onConnection: (socket: Socket) => void, host = "127.0.0.1", port = 0) {
   const sockets = new Set<Socket>();
   const listener: Server = createServer((socket) => {
     sockets.add(socket);
     socket.on("error", () => undefined);
     onConnection(socket);
   });
-  await new Promise<void>((resolve) => listener.listen(0, "127.0.0.1", resolve));
+  await new Promise<void>((resolve) => listener.listen(port, host, resolve));
   t.teardown(() => {
     for (const socket of sockets) {
       socket.destroy();
     }
     listener.close();
   });
-  const { port } = listener.address() as { port: number };
-  return { address: { host: "127.0.0.1", port }, sockets };
+  const bound = listener.address() as { port: number };
+  return { address: { host, port: bound.port }, sockets };
 }
 
 /** Accepts, and never says a word: what a frozen program's kernel does. */
@@ -117,3 +118,32 @@ t.test("a connection whose other end froze is left, and a new one serves", { tim
   t.equal((await client.check({})).status, Status.NOT_SERVING);
   t.ok(proxy.sockets.size >= 2);
 });
+
+t.test(
+  "a name whose address froze before it was reached is resolved again, and its new address is found",
+  async (t) => {
+    const frozen = await listen(() => undefined, "127.0.0.2", server.port);
+    let address = frozen.address.host;
+    const { lookup } = dns.promises;
+    dns.promises.lookup = (async () => [{ address, family: 4 }]) as never;
+    t.teardown(() => {
+      dns.promises.lookup = lookup;
+    });
+    const client = open({ host: "moves.weightline.test", port: server.port });
+    const kept = client.check({}, { timeoutMs: 60_000 }).then(() => "answered", codeOf);
+    t.equal(await client.check({}, { timeoutMs: 1200 }).then(() => "answered", codeOf), "DeadlineExceeded");
+    t.ok(frozen.sockets.size > 0, "it was dialled");
+    address = "127.0.0.1";
+    const end = performance.now() + 20_000;
+    let answer = "";
+    while (answer !== "answered" && performance.now() < end) {
+      answer = await client.check({}, { timeoutMs: 1200 }).then(() => "answered", codeOf);
+    }
+    t.equal(answer, "answered");
+    t.equal(await Promise.race([kept, "waits"]), "waits", "a call that had time was not cut off");
+    for (const socket of frozen.sockets) {
+      socket.destroy();
+    }
+    t.equal(await kept, "Unavailable", "it ends with the connection that it waited for");
+  },
+);

@@ -84,7 +84,9 @@ export interface Directory {
   /** For mxctl sources. Empty name: all. */
   sources(modelName: string): Promise<Source[]>;
   size(): Promise<DirectorySize>;
-  /** Rejects when the backend does not answer. */
+  /** Resolves once the backend has answered, or could not for a while: a start waits so long and no longer. */
+  ready(): Promise<void>;
+  /** Rejects when the backend does not answer, or takes no writes. */
   health(): Promise<void>;
   close(): Promise<void>;
 }

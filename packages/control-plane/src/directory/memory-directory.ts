@@ -305,6 +305,7 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
       const workers = [...sources.values()].reduce((sum, { view }) => sum + view.size, 0);
       return { nodes: counts, sources: sources.size, workers };
     },
+    ready: async () => undefined,
     health: async () => undefined,
     close: async () => undefined,
   };

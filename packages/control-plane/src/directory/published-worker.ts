@@ -1,8 +1,8 @@
-import { fromBinary, toBinary } from "@bufbuild/protobuf";
+import { fromBinary } from "@bufbuild/protobuf";
 import { type WorkerSummary, WorkerSummarySchema } from "@weightline/proto/directory";
-import { SourceStatus } from "@weightline/proto/p2p";
+import type { SourceStatus } from "@weightline/proto/p2p";
 import { checkMessageValues } from "@weightline/runtime";
-import { varintBytes, writeVarint } from "./wire.ts";
+import { varintBytes, withoutFields, writeVarint } from "./wire.ts";
 
 /** A WorkerMetadata as a directory keeps it: what it reads itself, and the bytes that it only passes on. */
 export interface PublishedWorker {
@@ -11,12 +11,13 @@ export interface PublishedWorker {
   bytes: Uint8Array;
 }
 
+const OWN_FIELDS = new Set([4, 5]);
+
 /** Reads an encoded WorkerMetadata; throws what protobuf throws when it is none. */
 export function readWorker(encoded: Uint8Array): PublishedWorker {
   checkMessageValues(WorkerSummarySchema, encoded);
-  const summary = fromBinary(WorkerSummarySchema, encoded);
-  const bytes = toBinary(WorkerSummarySchema, { ...summary, status: SourceStatus.UNKNOWN, updatedAt: 0n });
-  return { summary, bytes };
+  const summary = fromBinary(WorkerSummarySchema, encoded, { readUnknownFields: false });
+  return { summary, bytes: withoutFields(encoded, OWN_FIELDS) };
 }
 
 const STATUS_TAG = (4 << 3) | 0;

@@ -1,3 +1,5 @@
+import { BinaryReader } from "@bufbuild/protobuf/wire";
+
 /** Bytes of a protobuf varint of a whole number from 0 to 2^53 - 1. */
 export function varintBytes(value: number): number {
   let bytes = 1;
@@ -22,4 +24,25 @@ export function writeVarint(target: Uint8Array, position: number, value: number)
   }
   target[at++] = rest;
   return at;
+}
+
+/** A message's bytes without the fields of these numbers; the others stay as they are, in their order. */
+export function withoutFields(message: Uint8Array, numbers: ReadonlySet<number>): Uint8Array {
+  const reader = new BinaryReader(message);
+  const kept: Uint8Array[] = [];
+  let keptFrom = 0;
+  while (reader.pos < reader.len) {
+    const start = reader.pos;
+    const [number, wireType] = reader.tag();
+    reader.skip(wireType, number);
+    if (numbers.has(number)) {
+      kept.push(message.subarray(keptFrom, start));
+      keptFrom = reader.pos;
+    }
+  }
+  if (kept.length === 0) {
+    return message;
+  }
+  kept.push(message.subarray(keptFrom));
+  return Buffer.concat(kept);
 }

@@ -17,6 +17,9 @@ export const linkRate = {
   fromYaml: (value: unknown): number | undefined =>
     value === 0 ? 0 : typeof value === "string" ? linkRate.parse(value) : undefined,
   format: (value: number): string => (value === 0 ? "0" : `${(value * BITS_PER_BYTE) / 1e6}Mbit`),
+  schema: {
+    anyOf: [{ const: 0 }, { type: "string", pattern: "^\\s*\\d+(\\.\\d+)?\\s*[kKmMgGtT]?[bB][iI][tT](/s)?\\s*$" }],
+  },
 };
 
 const INTERFACES = "/sys/class/net";

@@ -3,7 +3,10 @@ import { acceptsNone, type Option, type OptionTable, type OptionValues } from ".
 import { readYamlFile } from "./yaml-file.ts";
 
 /** What a command line asks the program to do. */
-export type ConfigurationAction = "run" | "validate" | "print" | "generate" | "help";
+export type ConfigurationAction = "run" | "validate" | "print" | "generate" | "schema" | "help";
+
+/** What only prints a text about all settings: their values do not matter. */
+const TEXT_ACTIONS: ReadonlySet<ConfigurationAction> = new Set(["generate", "schema", "help"]);
 
 /** A complete, validated set of values. Nothing below it reads the environment or applies a default. */
 export interface Configuration<Table> {
@@ -24,10 +27,11 @@ export interface ConfigurationOptions<Table extends object> {
 
 /** Flags that every program has. */
 export const COMMON_FLAGS = {
-  "--config": "YAML file with settings; flags and variables count more",
+  "--config": "YAML file with settings, also -c; flags and variables count more",
   "--validate-config": "check all settings, print them, and exit",
   "--print-config": "print the effective settings with their origin, secrets masked, and exit",
   "--generate-config": "print a YAML file with every setting, its default and what it means, and exit",
+  "--print-schema": "print the JSON schema of the YAML file, for editors and pipelines, and exit",
   "--help": "this text",
 } as const;
 
@@ -43,6 +47,7 @@ const ACTIONS: Readonly<Record<string, ConfigurationAction>> = {
   "--validate-config": "validate",
   "--print-config": "print",
   "--generate-config": "generate",
+  "--print-schema": "schema",
   "--help": "help",
   "-h": "help",
 };
@@ -168,7 +173,11 @@ function splitFlag(argument: string): [string, string | undefined] {
 
 function flatten(value: unknown, prefix: string, into: Map<string, unknown>, leaves: ReadonlySet<string>): void {
   if (typeof value === "object" && value !== null && !Array.isArray(value) && !leaves.has(prefix)) {
-    for (const [key, inner] of Object.entries(value)) {
+    const entries = Object.entries(value);
+    if (entries.length === 0 && prefix !== "") {
+      into.set(prefix, value);
+    }
+    for (const [key, inner] of entries) {
       flatten(inner, prefix === "" ? key : `${prefix}.${key}`, into, leaves);
     }
   } else {
@@ -176,22 +185,38 @@ function flatten(value: unknown, prefix: string, into: Map<string, unknown>, lea
   }
 }
 
-function readYaml(file: string | undefined, table: Record<string, AnyOption>): Map<string, unknown> {
+function isEmptySection(value: unknown): boolean {
+  return typeof value === "object" && !Array.isArray(value);
+}
+
+/** A key of the file that no option has. */
+export interface UnknownKey {
+  key: string;
+  /** Keys that are spelled like it. */
+  near: readonly string[];
+}
+
+/** The file's settings; a section without settings counts as not there. */
+function readYaml(
+  file: string | undefined,
+  field: string,
+  table: Record<string, AnyOption>,
+  onUnknown: (key: string, keys: ReadonlySet<string>) => void,
+): Map<string, unknown> {
   const values = new Map<string, unknown>();
   if (file === undefined) {
     return values;
   }
   const keys = new Set(Object.values(table).flatMap((option) => option.yaml ?? []));
-  flatten(readYamlFile(file, "--config"), "", values, keys);
+  flatten(readYamlFile(file, field), "", values, keys);
   for (const [key, value] of values) {
     if (keys.has(key)) {
       continue;
     }
     const section = [...keys].some((known) => known.startsWith(`${key}.`));
     if (!section) {
-      throw unknownName(`${file}: setting`, key, keys);
-    }
-    if (value !== null) {
+      onUnknown(key, keys);
+    } else if (value !== null && !isEmptySection(value)) {
       throw new WeightlineError("InvalidArgument", `${file}: ${key} must be a section of settings`, {
         field: key,
         wayOut: "write its settings below it, each on a line of its own",
@@ -200,6 +225,10 @@ function readYaml(file: string | undefined, table: Record<string, AnyOption>): M
     values.delete(key);
   }
   return values;
+}
+
+function isServiceLink(option: AnyOption, text: string): boolean {
+  return option.type.ignoresServiceLinks === true && SERVICE_LINK.test(text);
 }
 
 interface Found {
@@ -217,7 +246,7 @@ function fromEnvironment(
     if (text === undefined || text === "") {
       continue;
     }
-    if (option.type.ignoresServiceLinks === true && SERVICE_LINK.test(text)) {
+    if (isServiceLink(option, text)) {
       notices.push(`${name}=${text} is a Kubernetes service link and is not used`);
       continue;
     }
@@ -272,21 +301,29 @@ function findValue(
   return { value: option.default, origin: "default" };
 }
 
+/** What has no effect: of an option that has several variables, each that is set. */
+function withoutEffect(option: AnyOption, origin: string, env: ConfigurationOptions<object>["env"]): string {
+  const names = option.env?.includes(origin)
+    ? option.env.filter((name) => (env[name] ?? "") !== "" && !isServiceLink(option, env[name] ?? ""))
+    : [origin];
+  return `${names.join(", ")} ${names.length === 1 ? "has" : "have"} no effect`;
+}
+
 /** Reads all settings: flag > environment > YAML > default. Throws InvalidArgument naming key, value, what is allowed, and origin. */
 export function readConfiguration<Table extends object>(options: ConfigurationOptions<Table>): Configuration<Table> {
   const table = options.table as unknown as Record<string, AnyOption>;
   const line = readCommandLine(table, options.argv);
-  const yaml =
-    line.action === "help" || line.action === "generate"
-      ? new Map<string, unknown>()
-      : readYaml(line.configFile, table);
+  const onlyText = TEXT_ACTIONS.has(line.action);
+  const yaml = readYaml(onlyText ? undefined : line.configFile, "--config", table, (key, keys) => {
+    throw unknownName(`${line.configFile}: setting`, key, keys);
+  });
   const values: Record<string, unknown> = {};
   const origins: Record<string, string> = {};
   const notices: string[] = [];
   for (const [name, option] of Object.entries(table)) {
     const found = findValue(name, option, line, yaml, options.env, notices);
     const wrong = option.check?.(found.value);
-    if (wrong !== undefined && line.action !== "help" && line.action !== "generate") {
+    if (wrong !== undefined && !onlyText) {
       const { message, wayOut } = typeof wrong === "string" ? { message: wrong, wayOut: "see --help" } : wrong;
       throw new WeightlineError("InvalidArgument", `${message} (from ${found.origin})`, {
         field: found.origin === "default" ? (option.flag ?? name) : found.origin,
@@ -295,12 +332,42 @@ export function readConfiguration<Table extends object>(options: ConfigurationOp
       });
     }
     if (option.withoutEffect !== undefined && found.origin !== "default") {
-      notices.push(`${found.origin} has no effect: ${option.withoutEffect}`);
+      notices.push(`${withoutEffect(option, found.origin, options.env)}: ${option.withoutEffect}`);
     }
     values[name] = found.value;
     origins[name] = found.origin;
   }
   return { action: line.action, values, origins, notices } as unknown as Configuration<Table>;
+}
+
+/** What a YAML file gives, whatever the machine, the flags and the environment say. */
+export interface SettingsFile {
+  /** Every option's value: the file's, else the default. */
+  readonly values: Readonly<Record<string, unknown>>;
+  /** Names of the options that the file sets to something. */
+  readonly given: ReadonlySet<string>;
+  readonly unknown: readonly UnknownKey[];
+}
+
+/**
+ * Reads a file for one that is written anew from it. Keys that are not known are told, not refused; values of a wrong type are
+ * InvalidArgument. What depends on the machine is not checked: the file may be for another one.
+ */
+export function readSettingsFile(file: string, field: string, options: object): SettingsFile {
+  const table = options as Record<string, AnyOption>;
+  const unknown: UnknownKey[] = [];
+  const yaml = readYaml(file, field, table, (key, keys) => unknown.push({ key, near: nearNames(key, keys) }));
+  const line: CommandLine = { action: "generate", configFile: file, flags: new Map() };
+  const values: Record<string, unknown> = {};
+  const given = new Set<string>();
+  for (const [name, option] of Object.entries(table)) {
+    const found = findValue(name, option, line, yaml, {}, []);
+    values[name] = found.value;
+    if (found.origin !== "default") {
+      given.add(name);
+    }
+  }
+  return { values, given, unknown };
 }
 
 /** For code that walks a table without knowing its values' types. */

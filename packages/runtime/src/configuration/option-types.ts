@@ -11,6 +11,8 @@ export interface OptionType<T> {
   fromYaml(value: unknown): T | undefined;
   /** For printing. */
   format(value: T): string;
+  /** JSON Schema of the value as it stands in YAML; may be wider than {@link OptionType.fromYaml}, never narrower. */
+  readonly schema: Readonly<Record<string, unknown>>;
   /** A flag of this type may stand alone ("--flag" means true). */
   readonly bare?: boolean;
   /** Values of the form `tcp://host:port`, which Kubernetes injects, are passed over. */
@@ -19,6 +21,8 @@ export interface OptionType<T> {
 
 const TRUE_WORDS = new Set(["1", "true", "yes", "on"]);
 const FALSE_WORDS = new Set(["0", "false", "no", "off"]);
+const DURATION_PATTERN = "^\\s*(\\d+(\\.\\d+)?(ms|s|m|h|d))+\\s*$";
+const SIZE_PATTERN = "^\\s*\\d+(\\.\\d{1,3})?\\s*[A-Za-z]*\\s*$";
 
 /** Any text. */
 export const text: OptionType<string> = {
@@ -26,6 +30,7 @@ export const text: OptionType<string> = {
   parse: (value) => value,
   fromYaml: (value) => (typeof value === "string" ? value : undefined),
   format: (value) => value,
+  schema: { type: "string" },
 };
 
 /** A whole number within bounds. */
@@ -37,6 +42,7 @@ export function integer(least: number, most: number): OptionType<number> {
     parse: (value) => (/^-?\d+$/.test(value.trim()) ? within(Number(value)) : undefined),
     fromYaml: (value) => (typeof value === "number" ? within(value) : undefined),
     format: String,
+    schema: { type: "integer", minimum: least, maximum: most },
     ignoresServiceLinks: true,
   };
 }
@@ -53,6 +59,7 @@ export const toggle: OptionType<boolean> = {
   },
   fromYaml: (value) => (typeof value === "boolean" ? value : undefined),
   format: String,
+  schema: { type: "boolean" },
   bare: true,
 };
 
@@ -64,6 +71,7 @@ export function choice<const Word extends string>(words: readonly Word[]): Optio
     parse: (value) => find(value.trim().toLowerCase()),
     fromYaml: find,
     format: (value) => value,
+    schema: { enum: [...words] },
   };
 }
 
@@ -76,6 +84,7 @@ export function duration(leastMs: number, mostMs: number): OptionType<number> {
     parse: (value) => within(parseDuration(value)),
     fromYaml: (value) => (typeof value === "string" ? within(parseDuration(value)) : undefined),
     format: formatDuration,
+    schema: { type: "string", pattern: DURATION_PATTERN },
   };
 }
 
@@ -90,6 +99,12 @@ export function seconds(least: number, most: number): OptionType<number> {
     fromYaml: (value) =>
       typeof value === "number" ? within(value * 1000) : typeof value === "string" ? read(value) : undefined,
     format: formatDuration,
+    schema: {
+      anyOf: [
+        { type: "number", minimum: least, maximum: most },
+        { type: "string", pattern: `${DURATION_PATTERN}|^\\s*\\d+\\s*$` },
+      ],
+    },
   };
 }
 
@@ -104,6 +119,12 @@ export const byteSize: OptionType<number> = {
         ? parseByteSize(value)
         : undefined,
   format: (value) => (value === 0 ? "0" : formatByteSize(value)),
+  schema: {
+    anyOf: [
+      { type: "integer", minimum: 0 },
+      { type: "string", pattern: SIZE_PATTERN },
+    ],
+  },
 };
 
 /** Comma-separated words. */
@@ -116,4 +137,5 @@ export const list: OptionType<readonly string[]> = {
       .filter((word) => word !== ""),
   fromYaml: (value) => (Array.isArray(value) && value.every((word) => typeof word === "string") ? value : undefined),
   format: (value) => value.join(","),
+  schema: { type: "array", items: { type: "string" } },
 };

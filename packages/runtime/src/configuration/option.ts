@@ -12,6 +12,8 @@ export interface Option<T> {
   /** Variables in the order in which they count. */
   env?: readonly string[];
   default: T;
+  /** What documents and files show in the place of a default that depends on the machine. */
+  defaultText?: string;
   /** What it means, with its unit. */
   description: string;
   /** Never printed. */

@@ -1,5 +1,6 @@
 import { type Configuration, readConfiguration } from "./configuration.ts";
 import { effectiveText, helpText, sampleText } from "./configuration-text.ts";
+import { schemaText } from "./json-schema.ts";
 
 export interface ProgramDescription<Table extends object> {
   /** Name of the program, as a user types it. */
@@ -11,7 +12,7 @@ export interface ProgramDescription<Table extends object> {
 
 /**
  * A daemon's configuration, or undefined when the command line asked only for a text (--help, --validate-config,
- * --print-config, --generate-config), which is printed on standard output then.
+ * --print-config, --generate-config, --print-schema), which is printed on standard output then.
  */
 export function configureProgram<Table extends object>(
   description: ProgramDescription<Table>,
@@ -25,6 +26,9 @@ export function configureProgram<Table extends object>(
       return undefined;
     case "generate":
       print(sampleText(program, table));
+      return undefined;
+    case "schema":
+      print(schemaText(program, table));
       return undefined;
     case "validate":
     case "print":

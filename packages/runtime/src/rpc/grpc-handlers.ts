@@ -14,8 +14,10 @@ export type Handler = (request: unknown, context: HandlerContext) => unknown;
 
 /** What all calls of a server share. */
 export interface HandlerSurroundings {
-  /** Aborted when the server stops; its reason is what running streams end with. */
+  /** Aborted when the server stops; its reason is what running streams end with. Calls with one answer may finish. */
   shutdown: AbortSignal;
+  /** Aborted when their time is over too; its reason is what they end with, whatever their handlers do. */
+  cut: AbortSignal;
   /** Told of every finished call. */
   onCall?: (service: string, method: string, code: string, seconds: number) => void;
   /** Told of every call that failed. */
@@ -58,7 +60,7 @@ function decoded(method: DescMethod, message: unknown): unknown {
 /** Messages of a caller that are kept until the handler takes them. */
 const READ_AHEAD_COUNT = 16;
 
-function contextOf(method: DescMethod, call: Call, shutdown: AbortSignal) {
+function contextOf(method: DescMethod, call: Call, { shutdown, cut }: HandlerSurroundings) {
   const cancelled = new AbortController();
   call.on("cancelled", () => cancelled.abort());
   const deadline = call.getDeadline();
@@ -71,7 +73,8 @@ function contextOf(method: DescMethod, call: Call, shutdown: AbortSignal) {
     url: `grpc://${call.getPeer()}/${method.parent.typeName}/${method.name}`,
     requestHeader: toHeaders(call.metadata),
     requestSignal: cancelled.signal,
-    shutdownSignal: shutdown,
+    // A stream could go on for ever, and is told to end; what has one answer may still give it.
+    shutdownSignal: method.methodKind === "unary" ? cut : shutdown,
     ...(Number.isFinite(deadlineMs) ? { timeoutMs: Math.max(0, deadlineMs - Date.now()) } : {}),
   });
 }
@@ -109,7 +112,7 @@ async function observed(
   let context: ReturnType<typeof contextOf> | undefined;
   let code = 0;
   try {
-    context = contextOf(method, call, surroundings.shutdown);
+    context = contextOf(method, call, surroundings);
     await body(context);
   } catch (error) {
     const status = toStatus(method, error, surroundings.onFailure);
@@ -160,6 +163,13 @@ async function sendAll(method: DescMethod, call: ReplyStream, replies: unknown, 
   call.end();
 }
 
+/** Rejects when the call is over because it was cut. */
+function rejectedBy(cut: AbortSignal, over: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    over.addEventListener("abort", () => cut.aborted && reject(cut.reason), { once: true });
+  });
+}
+
 /** The handler as grpc-js takes it, for all four kinds of methods. */
 export function toGrpcHandler(
   method: DescMethod,
@@ -183,7 +193,8 @@ export function toGrpcHandler(
   }
   return (call: grpc.ServerUnaryCall<unknown, unknown>, callback: grpc.sendUnaryData<unknown>) => {
     const body = async (context: HandlerContext) => {
-      const reply = await handler(requestOf(call, context.signal), context);
+      const answer = handler(requestOf(call, context.signal), context);
+      const reply = await Promise.race([answer, rejectedBy(surroundings.cut, context.signal)]);
       callback(null, reply instanceof EncodedMessage ? reply : create(method.output, reply as Message));
     };
     void observed(method, call, surroundings, body, (status) => callback(status));

@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import type { ServerOptions } from "node:http2";
 import { createServer } from "node:net";
 import { type DescMessage, type DescService, fromBinary, type MessageShape, toBinary } from "@bufbuild/protobuf";
@@ -22,6 +23,9 @@ import {
   type ServerLimits,
 } from "./server-limits.ts";
 import { EncodedMessage } from "./wire-forms.ts";
+
+/** How long the last answers may take to leave. */
+const CUT_MS = 200;
 
 /** A service with its handlers, in Connect's form, so that one implementation serves gRPC and HTTP/1.1. */
 export interface ServiceRoute<Service extends DescService = DescService> {
@@ -61,7 +65,7 @@ export interface GrpcServer {
   readonly port: number;
   /** Connections that are open. */
   connections(): number;
-  /** Ends streams by their signal, waits `graceMs` for running calls, then cuts them. */
+  /** Ends streams by their signal, waits `graceMs` for calls with one answer, then ends them as Unavailable. */
   stop(graceMs: number): Promise<void>;
 }
 
@@ -143,6 +147,9 @@ function limitSessions(server: grpc.Server): void {
 export async function createGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
   const { onCall, onFailure } = options;
   const stopping = new AbortController();
+  const cutting = new AbortController();
+  // Each running call listens.
+  setMaxListeners(0, stopping.signal, cutting.signal);
   const limits = { ...SERVER_LIMITS, ...options.limits };
   const onLimit = options.onLimit ?? (() => undefined);
   const table = createConnectionTable(limits, onLimit);
@@ -160,6 +167,7 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
   limitSessions(server);
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,
+    cut: cutting.signal,
     ...(onCall === undefined ? {} : { onCall }),
     ...(onFailure === undefined ? {} : { onFailure }),
   };
@@ -176,11 +184,12 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     connections: () => table.count(),
     async stop(graceMs) {
       listener.stop();
-      stopping.abort(new WeightlineError("Unavailable", "the program stops", { wayOut: "try another replica" }));
+      const reason = new WeightlineError("Unavailable", "the program stops", { wayOut: "try another replica" });
+      stopping.abort(reason);
       const { promise, resolve } = Promise.withResolvers<void>();
-      const timer = setTimeout(() => {
-        server.forceShutdown();
-        resolve();
+      let timer = setTimeout(() => {
+        cutting.abort(reason);
+        timer = setTimeout(resolve, CUT_MS);
       }, graceMs);
       server.tryShutdown(() => resolve());
       await promise;

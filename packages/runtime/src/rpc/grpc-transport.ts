@@ -5,6 +5,7 @@ import { WeightlineError } from "../error.ts";
 import { formatAddress, type NetworkAddress } from "../network-address.ts";
 import { streamsOf } from "./grpc-handlers.ts";
 import { type HeaderInit, toMetadata } from "./grpc-metadata.ts";
+import { type ClientUse, createRenewedClient, type RenewedClient } from "./renewed-client.ts";
 import { ERROR_METADATA, fromStatus, REQUEST_ID_METADATA } from "./rpc-error.ts";
 import { MAX_MESSAGE_BYTES } from "./server-limits.ts";
 
@@ -61,23 +62,26 @@ function isUnreachable(error: unknown): boolean {
 /** One address, with the channel to it. */
 class Target {
   readonly #address: string;
-  readonly #client: grpc.Client;
+  readonly #clients: RenewedClient;
   /** Undefined: a connection may take the whole deadline. */
   readonly #connectTimeoutMs: number | undefined;
 
   constructor(address: NetworkAddress, connectTimeoutMs: number | undefined) {
     this.#address = formatAddress(address);
-    this.#client = new grpc.Client(this.#address, grpc.credentials.createInsecure(), CHANNEL_OPTIONS);
+    this.#clients = createRenewedClient(
+      () => new grpc.Client(this.#address, grpc.credentials.createInsecure(), CHANNEL_OPTIONS),
+    );
     this.#connectTimeoutMs = connectTimeoutMs;
   }
 
   close(): void {
-    this.#client.close();
+    this.#clients.close();
   }
 
   unary(attempt: Attempt): Promise<Message> {
     return new Promise((resolve, reject) => {
-      const call = this.#client.makeUnaryRequest(...this.#parameters(attempt), (error, reply) => {
+      const use = this.#clients.take();
+      const call = use.client.makeUnaryRequest(...this.#parameters(attempt), (error, reply) => {
         release();
         if (reply !== undefined && error === null) {
           resolve(reply);
@@ -85,13 +89,14 @@ class Target {
           reject(error === null ? new ConnectError("empty reply", Code.Internal) : (late() ?? toError(error)));
         }
       });
-      const { late, release } = this.#watch(call, attempt.signal);
+      const { late, release } = this.#watch(use, call, attempt.signal);
     });
   }
 
   async *stream(attempt: Attempt): AsyncGenerator<Message> {
-    const call = this.#client.makeServerStreamRequest(...this.#parameters(attempt));
-    const { late, release } = this.#watch(call, attempt.signal);
+    const use = this.#clients.take();
+    const call = use.client.makeServerStreamRequest(...this.#parameters(attempt));
+    const { late, release } = this.#watch(use, call, attempt.signal);
     try {
       for await (const message of call) {
         yield message;
@@ -118,7 +123,7 @@ class Target {
   }
 
   /** Cancels the call by its caller's signal, or when its connection does not come. */
-  #watch(call: { cancel(): void }, signal: AbortSignal | undefined) {
+  #watch({ client, end }: ClientUse, call: { cancel(): void }, signal: AbortSignal | undefined) {
     let error: ConnectError | undefined;
     const cancel = () => call.cancel();
     if (signal?.aborted) {
@@ -126,7 +131,7 @@ class Target {
     }
     signal?.addEventListener("abort", cancel);
     const expire = () => {
-      if (this.#client.getChannel().getConnectivityState(false) !== grpc.connectivityState.READY) {
+      if (client.getChannel().getConnectivityState(false) !== grpc.connectivityState.READY) {
         const words = `cannot be reached: ${this.#address} does not answer within ${this.#connectTimeoutMs} ms`;
         error = new ConnectError(words, Code.Unavailable);
         cancel();
@@ -139,6 +144,7 @@ class Target {
       release() {
         clearTimeout(timer);
         signal?.removeEventListener("abort", cancel);
+        end();
       },
     };
   }

@@ -1,0 +1,78 @@
+// NodeService over a real connection: what is refused, and what is told of nodes that do not answer.
+import { Code } from "@connectrpc/connect";
+import { NodeService } from "@weightline/proto/node";
+import { fromRpcError } from "@weightline/runtime";
+import { identityOf } from "./identity.ts";
+import { onEveryBackend } from "./under-contract.ts";
+
+onEveryBackend(async (t, { channel }) => {
+  t.test("announces that cannot be right name the field, the value and what is allowed", async (t) => {
+    const nodes = channel.client(NodeService);
+    const good = {
+      node: "n",
+      epoch: 1n,
+      sequence: 1n,
+      bootId: "b",
+      storeId: "s",
+      address: "127.0.0.1:1",
+      ttlMs: 1000,
+      holdings: {},
+    };
+    const refused = async (change: object) => {
+      try {
+        await nodes.announce({ ...good, ...change });
+      } catch (error) {
+        return fromRpcError(error);
+      }
+      throw new Error(`${JSON.stringify(change)} was taken`);
+    };
+    t.match(await refused({ node: "" }), { code: "InvalidArgument", field: "node" });
+    t.match(await refused({ node: "x".repeat(254) }), { field: "node" });
+    t.match(await refused({ address: "nowhere" }), { field: "announce.address", value: "nowhere" });
+    t.match(await refused({ ttlMs: 0 }), { field: "ttl_ms", value: "0" });
+    t.match(await refused({ epoch: 0n }), { field: "epoch" });
+    t.match(await refused({ holdings: { holdings: [{ holdingId: "../x" }] } }), {
+      field: "holdings[0].holding_id",
+      value: "../x",
+    });
+    t.match(
+      await refused({
+        holdings: {
+          holdings: [
+            { holdingId: "a".repeat(32), identities: [{ identity: { modelName: "m" }, sourceId: "f".repeat(16) }] },
+          ],
+        },
+      }),
+      { field: "holdings[0].identities.source_id" },
+    );
+  });
+
+  t.test("fills and transfers of nodes that do not answer are told as such", async (t) => {
+    const nodes = channel.client(NodeService);
+    await nodes.announce({
+      node: "silent",
+      epoch: 1n,
+      sequence: 1n,
+      bootId: "b",
+      storeId: "s",
+      address: "127.0.0.1:1",
+      ttlMs: 60_000,
+      state: 1,
+      holdings: {},
+    });
+    const items = [];
+    for await (const { node } of nodes.fillNodes({ nodes: ["silent"], identity: identityOf() })) {
+      items.push(node);
+    }
+    t.match(items, [{ node: "silent", errorCode: "Unavailable", error: /cannot be reached/ }]);
+    t.same((await nodes.listTransfers({})).silentNodes, ["silent"]);
+    await t.rejects(
+      async () => {
+        for await (const _ of nodes.fillNodes({ nodes: ["nobody"], identity: identityOf() })) {
+          // Nothing comes.
+        }
+      },
+      { code: Code.NotFound },
+    );
+  });
+});

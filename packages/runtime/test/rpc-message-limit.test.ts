@@ -1,0 +1,28 @@
+// contract.md: 100 MiB both ways. Requests are tried at the control plane's contract tests, replies here.
+import { Code } from "@connectrpc/connect";
+import { HealthService } from "@weightline/proto/health";
+import { createGrpcChannel, createGrpcServer, MAX_MESSAGE_BYTES, route } from "@weightline/runtime";
+import t from "tap";
+
+/** Tag and length of a field of this size. */
+const FIELD_HEAD_BYTES = 5;
+let replyBytes = 0;
+const service = route(HealthService, {
+  getHealth: () => ({ version: "v".repeat(replyBytes - FIELD_HEAD_BYTES), status: "" }),
+});
+const server = await createGrpcServer({ routes: [service], bind: ["127.0.0.1"], port: 0, portFlag: "--port" });
+const channel = createGrpcChannel({ addresses: [{ host: "127.0.0.1", port: server.port }], defaultTimeoutMs: 60_000 });
+t.teardown(async () => {
+  channel.close();
+  await server.stop(0);
+});
+const client = channel.client(HealthService);
+
+t.test("a reply of 100 MiB arrives, one byte more is RESOURCE_EXHAUSTED, and the connection goes on", async (t) => {
+  replyBytes = MAX_MESSAGE_BYTES;
+  t.equal((await client.getHealth({})).version.length, 100 * 1024 * 1024 - FIELD_HEAD_BYTES);
+  replyBytes = MAX_MESSAGE_BYTES + 1;
+  await t.rejects(client.getHealth({}), { code: Code.ResourceExhausted });
+  replyBytes = FIELD_HEAD_BYTES + 1;
+  t.equal((await client.getHealth({})).version, "v");
+});

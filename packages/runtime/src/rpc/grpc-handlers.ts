@@ -62,10 +62,9 @@ const READ_AHEAD_COUNT = 16;
 
 function contextOf(method: DescMethod, call: Call, { shutdown, cut }: HandlerSurroundings) {
   const cancelled = new AbortController();
-  call.on("cancelled", () => cancelled.abort());
   const deadline = call.getDeadline();
   const deadlineMs = deadline instanceof Date ? deadline.getTime() : deadline;
-  return createHandlerContext({
+  const context = createHandlerContext({
     service: method.parent,
     method,
     protocolName: "grpc",
@@ -77,6 +76,9 @@ function contextOf(method: DescMethod, call: Call, { shutdown, cut }: HandlerSur
     shutdownSignal: method.methodKind === "unary" ? cut : shutdown,
     ...(Number.isFinite(deadlineMs) ? { timeoutMs: Math.max(0, deadlineMs - Date.now()) } : {}),
   });
+  // grpc-js says so of every call, when it has ended too.
+  call.on("cancelled", () => context.signal.aborted || cancelled.abort());
+  return context;
 }
 
 function toStatus(method: DescMethod, error: unknown, onFailure: HandlerSurroundings["onFailure"]): Status {

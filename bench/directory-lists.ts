@@ -46,7 +46,7 @@ export async function publishWorkers(port: number, group: string, count: number)
 async function publishBigWorkers(port: number, group: string): Promise<void> {
   const channel = createGrpcChannel({ addresses: [{ host: "127.0.0.1", port }], defaultTimeoutMs: 60_000 });
   const client = channel.client(P2pService);
-  for (let number = 0; number < BIG_WORKERS; number++) {
+  const publish = async (number: number): Promise<string> => {
     const done = await client.publishMetadata(publication({ group, number }, Buffer.alloc(BIG_METADATA_BYTES, number)));
     const ready = await client.updateStatus({
       mxSourceId: done.mxSourceId,
@@ -54,8 +54,15 @@ async function publishBigWorkers(port: number, group: string): Promise<void> {
       workerRank: number % 8,
       status: SourceStatus.READY,
     });
-    if (!done.success || !ready.success) {
-      throw new Error(`worker ${number} of ${group} was refused: ${done.message}, ${ready.message}`);
+    return done.success && ready.success ? "" : `${done.message}, ${ready.message}`;
+  };
+  for (let number = 0; number < BIG_WORKERS; number++) {
+    let problem = await publish(number);
+    for (let again = 0; problem !== "" && again < ATTEMPTS; again++) {
+      problem = await publish(number);
+    }
+    if (problem !== "") {
+      throw new Error(`worker ${number} of ${group} was refused: ${problem}`);
     }
   }
   channel.close();

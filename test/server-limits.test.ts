@@ -1,24 +1,21 @@
 // What one peer may take of a gRPC server: each limit below, at and above it, and that others are served meanwhile.
+import { once } from "node:events";
 import { connect as connectHttp2, constants } from "node:http2";
+import { connect } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import { HealthService } from "@weightline/proto/health";
 import {
   COMPRESSED_MESSAGE_MAX_BYTES,
   createGrpcChannel,
-  createGrpcServer,
-  type GrpcServer,
   HEADER_BLOCK_MAX_BYTES,
   HEADER_PAIRS_MAX_COUNT,
-  type LimitReason,
   MAX_MESSAGE_BYTES,
   MESSAGE_VALUES_MAX_COUNT,
-  route,
   SERVER_LIMITS,
-  type ServerLimits,
 } from "@weightline/runtime";
 import t, { type Test } from "tap";
-import { H2, type HostilePeer, openHostilePeer } from "./support/hostile-peer.ts";
+import { H2, type HostilePeer } from "./support/hostile-peer.ts";
 import {
   END_STREAM,
   FRAME,
@@ -29,76 +26,25 @@ import {
   type RawConnection,
   windowUpdate,
 } from "./support/http2-frames.ts";
+import { EMPTY, GET_HEALTH, isServed, limited, overTls, PLAIN, type Way } from "./support/limited-server.ts";
 import { until } from "./support/processes.ts";
 
-const GET_HEALTH = `/${HealthService.typeName}/GetHealth`;
 const OTHER = "127.0.0.2";
 const OK = { status: 0 };
 const RESOURCE_EXHAUSTED = { status: 8 };
-const EMPTY = grpcMessage(Buffer.alloc(0));
 const KIBIBYTE = 1024;
 
-interface Limited {
-  readonly server: GrpcServer;
-  readonly reasons: Array<readonly [LimitReason, string]>;
-  peer(options?: Parameters<typeof openHostilePeer>[1]): Promise<HostilePeer>;
-  /** Lets all calls of the path `Wait` end. */
-  letGo(): void;
-}
+const WAYS = [PLAIN, overTls(t)];
 
-/** A server whose GetHealth answers `replyBytes` of text, once `letGo` was called where `held`. */
-async function limited(
-  t: Test,
-  limits: Partial<ServerLimits>,
-  { replyBytes = 2, held = false } = {},
-): Promise<Limited> {
-  const reasons: Array<readonly [LimitReason, string]> = [];
-  const gate = Promise.withResolvers<void>();
-  if (!held) {
-    gate.resolve();
+/** One test for each way. */
+function eachWay(name: string, body: (t: Test, way: Way) => Promise<void>): void {
+  for (const way of WAYS) {
+    t.test(`${name} (${way.name})`, (t) => body(t, way));
   }
-  const server = await createGrpcServer({
-    routes: [
-      route(HealthService, {
-        async getHealth() {
-          await gate.promise;
-          return { status: "o".repeat(replyBytes) };
-        },
-      }),
-    ],
-    bind: ["127.0.0.1"],
-    port: 0,
-    portFlag: "--port",
-    limits,
-    onLimit: (reason, address) => reasons.push([reason, address]),
-  });
-  const peers: HostilePeer[] = [];
-  t.teardown(async () => {
-    for (const peer of peers) {
-      peer.socket.destroy();
-    }
-    gate.resolve();
-    await server.stop(0);
-  });
-  return {
-    server,
-    reasons,
-    letGo: () => gate.resolve(),
-    async peer(options) {
-      const peer = await openHostilePeer(server.port, options);
-      peers.push(peer);
-      return peer;
-    },
-  };
 }
 
-/** It is connected and served. */
-async function isServed(peer: HostilePeer): Promise<boolean> {
-  return (await peer.end(peer.call(GET_HEALTH, EMPTY))).status === 0;
-}
-
-t.test("connections of one address: at the limit all are served, above it the longest idle goes", async (t) => {
-  const { server, reasons, peer } = await limited(t, { connectionsPerAddressCount: 3 });
+eachWay("connections of one address: at the limit all are served, above it the longest idle goes", async (t, way) => {
+  const { server, reasons, peer } = await limited(t, way, { connectionsPerAddressCount: 3 });
   const peers = [await peer(), await peer(), await peer()];
   for (const one of peers) {
     t.ok(await isServed(one));
@@ -120,8 +66,8 @@ t.test("connections of one address: at the limit all are served, above it the lo
   t.equal(server.connections(), 4);
 });
 
-t.test("connections with running calls are not closed: the new one is", async (t) => {
-  const { reasons, peer, letGo } = await limited(t, { connectionsPerAddressCount: 2 }, { held: true });
+eachWay("connections with running calls are not closed: the new one is", async (t, way) => {
+  const { reasons, peer, letGo } = await limited(t, way, { connectionsPerAddressCount: 2 }, { held: true });
   const busy = [await peer(), await peer()];
   const calls = busy.map((one) => one.call(GET_HEALTH, EMPTY));
   // The pings come back after the calls have begun.
@@ -144,8 +90,8 @@ t.test("connections with running calls are not closed: the new one is", async (t
   }
 });
 
-t.test("connections of all addresses", async (t) => {
-  const { server, reasons, peer } = await limited(t, { connectionsCount: 3 });
+eachWay("connections of all addresses", async (t, way) => {
+  const { server, reasons, peer } = await limited(t, way, { connectionsCount: 3 });
   const first = await peer();
   const others = [await peer({ localAddress: OTHER }), await peer({ localAddress: OTHER })];
   for (const one of [first, ...others]) {
@@ -158,8 +104,8 @@ t.test("connections of all addresses", async (t) => {
   t.equal(server.connections(), 3);
 });
 
-t.test("calls at once on one connection: who makes more than it was told to loses the connection", async (t) => {
-  const { peer, letGo } = await limited(t, { streamsPerConnectionCount: 4 }, { held: true });
+eachWay("calls at once on one connection: who makes more than it was told to loses the connection", async (t, way) => {
+  const { peer, letGo } = await limited(t, way, { streamsPerConnectionCount: 4 }, { held: true });
   const [greedy, right] = [await peer(), await peer()];
   const announced = await greedy.got(FRAME.settings, 0);
   t.ok(announced.payload.toString("hex").startsWith("000300000004"), "clients are told");
@@ -177,7 +123,7 @@ t.test("calls at once on one connection: who makes more than it was told to lose
 });
 
 t.test("headers of a request: their bytes and their number", async (t) => {
-  const { server } = await limited(t, {});
+  const { server } = await limited(t, PLAIN, {});
   const session = connectHttp2(`http://127.0.0.1:${server.port}`, { maxSendHeaderBlockLength: 1 << 20 });
   session.on("error", () => undefined);
   t.teardown(() => session.destroy());
@@ -261,7 +207,7 @@ function unknownBytes(length: number): Buffer {
 }
 
 t.test("a message: its bytes", async (t) => {
-  const { server } = await limited(t, {});
+  const { server } = await limited(t, PLAIN, {});
   t.equal(await statusOf(server.port, grpcMessage(unknownBytes(MAX_MESSAGE_BYTES))), 0);
   const head = grpcMessage(Buffer.alloc(0));
   head.writeUInt32BE(MAX_MESSAGE_BYTES + 1, 1);
@@ -269,7 +215,7 @@ t.test("a message: its bytes", async (t) => {
 });
 
 t.test("a compressed message: its bytes when unpacked", async (t) => {
-  const { server } = await limited(t, {});
+  const { server } = await limited(t, PLAIN, {});
   const packed = (bytes: number) => {
     const framed = grpcMessage(gzipSync(unknownBytes(bytes)));
     framed[0] = 1;
@@ -282,16 +228,16 @@ t.test("a compressed message: its bytes when unpacked", async (t) => {
 });
 
 t.test("a message: its values", async (t) => {
-  const { server } = await limited(t, {});
+  const { server } = await limited(t, PLAIN, {});
   const values = (count: number) => grpcMessage(Buffer.alloc(count * 2, Buffer.from([0x78, 0])));
   t.equal(await statusOf(server.port, values(MESSAGE_VALUES_MAX_COUNT - 1)), 0);
   t.equal(await statusOf(server.port, values(MESSAGE_VALUES_MAX_COUNT)), 0);
   t.equal(await statusOf(server.port, values(MESSAGE_VALUES_MAX_COUNT + 1)), RESOURCE_EXHAUSTED.status);
 });
 
-t.test("bytes of unfinished requests of one address, and of all", async (t) => {
+eachWay("bytes of unfinished requests of one address, and of all", async (t, way) => {
   const limit = 512 * KIBIBYTE;
-  const { reasons, peer } = await limited(t, { bytesPerAddress: limit, bytesInAll: limit + limit / 2 });
+  const { reasons, peer } = await limited(t, way, { bytesPerAddress: limit, bytesInAll: limit + limit / 2 });
   /** A call that has sent so much of a message that is never whole. */
   const fill = async (one: HostilePeer, bytes: number) => {
     const stream = one.begin(GET_HEALTH);
@@ -341,9 +287,9 @@ t.test("bytes of unfinished requests of one address, and of all", async (t) => {
   t.equal(reasons.length, refusals, "the room of what was cancelled is there again");
 });
 
-t.test("replies that nobody takes count as well", async (t) => {
+eachWay("replies that nobody takes count as well", async (t, way) => {
   const replyBytes = 128 * KIBIBYTE;
-  const { reasons, peer } = await limited(t, { bytesPerAddress: 4 * replyBytes }, { replyBytes });
+  const { reasons, peer } = await limited(t, way, { bytesPerAddress: 4 * replyBytes }, { replyBytes });
   const slow = await peer({ windowBytes: 0 });
   const streams = Array.from({ length: 5 }, () => slow.call(GET_HEALTH, EMPTY));
   for (const stream of streams) {
@@ -365,8 +311,8 @@ t.test("replies that nobody takes count as well", async (t) => {
   await until("room", async () => (await another.end(another.call(GET_HEALTH, EMPTY))).status === 0);
 });
 
-t.test("a connection that never speaks ends; one that greets stays", async (t) => {
-  const { server, reasons, peer } = await limited(t, { silentConnectionMs: 300 });
+eachWay("a connection that never speaks ends; one that greets stays", async (t, way) => {
+  const { server, reasons, peer } = await limited(t, way, { silentConnectionMs: 300 });
   const silent = await peer({ silent: true });
   const half = await peer({ silent: true });
   half.send(Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
@@ -382,8 +328,23 @@ t.test("a connection that never speaks ends; one that greets stays", async (t) =
   t.equal(server.connections(), 1);
 });
 
-t.test("a request that stops coming ends its call; a slow one, and a slow handler, do not", async (t) => {
-  const { reasons, peer, letGo } = await limited(t, { stalledCallMs: 600 }, { held: true });
+eachWay("one port of a client towards two addresses of the server: two connections", async (t, way) => {
+  const { server, peer, letGo } = await limited(t, way, {}, { held: true, bind: "0.0.0.0" });
+  const one = await peer();
+  const localPort = one.socket.localPort as number;
+  const other = connect({ port: server.port, host: OTHER, localAddress: "127.0.0.1", localPort });
+  t.teardown(() => other.destroy());
+  await once(other, "connect");
+  await until("both", () => server.connections() === 2);
+  const call = one.call(GET_HEALTH, EMPTY);
+  other.destroy();
+  await until("one again", () => server.connections() === 1);
+  letGo();
+  t.match(await one.end(call), OK);
+});
+
+eachWay("a request that stops coming ends its call; a slow one, and a slow handler, do not", async (t, way) => {
+  const { reasons, peer, letGo } = await limited(t, way, { stalledCallMs: 600 }, { held: true });
   const one = await peer();
   const stalled = one.begin(GET_HEALTH);
   const slow = one.begin(GET_HEALTH);
@@ -401,8 +362,8 @@ t.test("a request that stops coming ends its call; a slow one, and a slow handle
   t.match(await one.end(whole), OK);
 });
 
-t.test("a reply that nobody takes ends its call; one that is taken slowly does not", async (t) => {
-  const { reasons, peer } = await limited(t, { stalledCallMs: 600 }, { replyBytes: 100 * KIBIBYTE });
+eachWay("a reply that nobody takes ends its call; one that is taken slowly does not", async (t, way) => {
+  const { reasons, peer } = await limited(t, way, { stalledCallMs: 600 }, { replyBytes: 100 * KIBIBYTE });
   const never = await peer({ windowBytes: 0 });
   const slowly = await peer({ windowBytes: 0, localAddress: OTHER });
   const [dead, slow] = [never.call(GET_HEALTH, EMPTY), slowly.call(GET_HEALTH, EMPTY)];
@@ -417,8 +378,8 @@ t.test("a reply that nobody takes ends its call; one that is taken slowly does n
   t.same(reasons, [["stalled-reply", "127.0.0.1"]]);
 });
 
-t.test("pings: who does not answer is gone, who pings all the time is answered", async (t) => {
-  const { peer } = await limited(t, { keepaliveIntervalMs: 200, keepaliveTimeoutMs: 300 });
+eachWay("pings: who does not answer is gone, who pings all the time is answered", async (t, way) => {
+  const { peer } = await limited(t, way, { keepaliveIntervalMs: 200, keepaliveTimeoutMs: 300 });
   const dead = await peer({ ignorePings: true });
   const alive = await peer({ localAddress: OTHER });
   await dead.ended();
@@ -432,7 +393,7 @@ t.test("pings: who does not answer is gone, who pings all the time is answered",
 });
 
 t.test("a generated client waits where a stream is one too many", async (t) => {
-  const { server, letGo } = await limited(t, { streamsPerConnectionCount: 2 }, { held: true });
+  const { server, letGo } = await limited(t, PLAIN, { streamsPerConnectionCount: 2 }, { held: true });
   const channel = createGrpcChannel({ addresses: [{ host: "127.0.0.1", port: server.port }] });
   t.teardown(() => channel.close());
   const calls = Array.from({ length: 6 }, () => channel.client(HealthService).getHealth({}));
@@ -441,13 +402,13 @@ t.test("a generated client waits where a stream is one too many", async (t) => {
   t.equal((await Promise.all(calls)).length, 6);
 });
 
-t.test("calls of one address do not keep those of another waiting, and all are served", async (t) => {
+eachWay("calls of one address do not keep those of another waiting, and all are served", async (t, way) => {
   const call = prepareCall(GET_HEALTH, Buffer.alloc(0));
   /** How many of 240 calls of one address were answered before one of another that came after them. */
   const answeredBefore = async (callsPerTurnCount: number): Promise<number> => {
-    const { server } = await limited(t, { callsPerTurnCount });
-    const many = await Promise.all(Array.from({ length: 8 }, () => openRawConnection(server.port)));
-    const other = await openRawConnection(server.port, OTHER);
+    const { server } = await limited(t, way, { callsPerTurnCount });
+    const many = await Promise.all(Array.from({ length: 8 }, () => openRawConnection(server.port, undefined, way.tls)));
+    const other = await openRawConnection(server.port, OTHER, way.tls);
     t.teardown(() => {
       for (const one of [...many, other]) {
         one.close();

@@ -98,14 +98,41 @@ step_python() {
   stamp python "$want"
 }
 
-# What the tests use besides: curl for the local API, chattr for flags, pgrep to find a mover.
+# promtool, which reads metrics and rules: the system's, else that of Debian's package, without the daemon around it.
+ensure_promtool() {
+  local folder=$tools/promtool log=$tools/promtool.log
+  [ -x "$folder/promtool" ] && return 0
+  mkdir -p "$folder"
+  if command -v promtool >/dev/null; then
+    ln -sf "$(command -v promtool)" "$folder/promtool"
+    return 0
+  fi
+  command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
+    die "promtool is missing; install it (Debian: apt-get install prometheus)"
+  say "promtool (out of Debian's package prometheus)"
+  (
+    cd "$folder"
+    rm -f prometheus_*.deb
+    apt-get download prometheus || { apt-get update && apt-get download prometheus; }
+    dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool >promtool.new
+    rm -f prometheus_*.deb
+    chmod +x promtool.new
+    mv promtool.new promtool
+  ) >"$log" 2>&1 || { cat "$log" >&2; die "promtool could not be had"; }
+}
+
+# What the tests use besides: Redis and openssl for the control plane, curl for the local API, chattr for flags, pgrep to find a mover.
 step_test() {
   local missing=()
   command -v curl >/dev/null || missing+=(curl)
   command -v chattr >/dev/null || missing+=(e2fsprogs)
   command -v pgrep >/dev/null || missing+=(procps)
   command -v git >/dev/null || missing+=(git)
+  command -v redis-server >/dev/null || missing+=(redis-server)
+  command -v redis-cli >/dev/null || missing+=(redis-tools)
+  command -v openssl >/dev/null || missing+=(openssl)
   install_packages "${missing[@]}"
+  ensure_promtool
 }
 
 step_demo() { "$root/tools/fetch-demo-model.sh" >/dev/null; }

@@ -6,7 +6,7 @@ import { COMMON_FLAGS, ERROR_CODES, helpText, sampleText, tableEntries } from "@
 import t from "tap";
 import { parse } from "yaml";
 import { createCluster, freePort } from "../support/cluster.ts";
-import { ROOT } from "../support/program.ts";
+import { pythonEnvironment, ROOT, runCommand } from "../support/program.ts";
 import { generatedDocuments } from "./generated-documents.ts";
 import { loggedEvents } from "./logged-events.ts";
 
@@ -59,6 +59,47 @@ t.test("the reference, --help, the file, and the schema have every option of bot
   for (const flag of Object.keys(COMMON_FLAGS)) {
     t.ok(text.includes(`\`${flag}\``), flag);
   }
+});
+
+t.test("the generated files, and the reference's own, fit the JSON schemas", async (t) => {
+  const reference = {
+    server: { host: "0.0.0.0", port: 8001, metrics_port: 9401 },
+    database: { path: "./models.db" },
+    cache: {
+      directory: "./cache",
+      max_size_bytes: null,
+      eviction: {
+        enabled: true,
+        policy: { type: "lru", unused_threshold: "7d", max_models: null, min_free_space_bytes: null },
+        check_interval: "1h",
+      },
+    },
+    logging: { level: "info", format: "pretty", file: null, structured: false },
+    security: { mode: "off", token_audiences: [], allowed_service_accounts: [], cache_ttl_secs: 60 },
+  };
+  const files = [
+    ["control-plane", parse(sampleText("p", CONTROL_PLANE_OPTIONS)), true],
+    ["node-agent", parse(sampleText("p", AGENT_OPTIONS)), true],
+    ["control-plane", reference, true],
+    ["control-plane", { ...reference, sever: {} }, false],
+    ["node-agent", reference, false],
+  ] as const;
+  const checked = await runCommand(
+    [
+      "python3",
+      "-c",
+      "import json, sys, jsonschema\nfor schema, file in json.load(sys.stdin):\n    print(jsonschema.Draft202012Validator(schema).is_valid(file))",
+    ],
+    {
+      env: pythonEnvironment(),
+      input: JSON.stringify(files.map(([name, file]) => [JSON.parse(read(`docs/schema/${name}.schema.json`)), file])),
+    },
+  );
+  t.equal(checked.code, 0, checked.stderr);
+  t.same(
+    checked.stdout.trim().split("\n"),
+    files.map(([, , fits]) => (fits ? "True" : "False")),
+  );
 });
 
 t.test("docs/events.md lists every event with its fields, and no other", async (t) => {

@@ -1,5 +1,7 @@
 // A peer that speaks HTTP/2 as it likes: whatever frames, windows and silences a test wants.
+import { once } from "node:events";
 import type { Socket } from "node:net";
+import { type ConnectionOptions, connect as connectTls } from "node:tls";
 import {
   ACK,
   callHeaders,
@@ -57,10 +59,19 @@ export interface HostileOptions {
   silent?: boolean;
   /** Does not answer pings. */
   ignorePings?: boolean;
+  /** Speaks over TLS; it is silent after the handshake. */
+  tls?: ConnectionOptions | undefined;
+}
+
+async function secure(socket: Socket, tls: ConnectionOptions): Promise<Socket> {
+  const secured = connectTls({ ...tls, socket, ALPNProtocols: ["h2"] });
+  await once(secured, "secureConnect");
+  return secured;
 }
 
 export async function openHostilePeer(port: number, options: HostileOptions = {}): Promise<HostilePeer> {
-  const socket = await dial(port, options.localAddress);
+  const plain = await dial(port, options.localAddress);
+  const socket = options.tls === undefined ? plain : await secure(plain, options.tls);
   const frames: Frame[] = [];
   let closed = false;
   let next = 1;

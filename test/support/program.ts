@@ -4,6 +4,9 @@ import { fileURLToPath } from "node:url";
 /** The checkout's root. */
 export const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 
+/** What tools/setup.sh put there: reads metrics and rules as Prometheus does. */
+export const PROMTOOL = `${ROOT}.tools/promtool/promtool`;
+
 /** A program of ours that runs. */
 export interface RunningProgram {
   readonly pid: number;

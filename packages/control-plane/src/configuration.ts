@@ -11,12 +11,12 @@ import {
   toWeightlineError,
 } from "@weightline/runtime";
 import { parseRedisUrl, REDIS_URL_FORMS } from "./directory/redis/redis-address.ts";
+import { CONTROL_PLANE_SECURITY_OPTIONS } from "./security/security-options.ts";
 
-const { choice, duration, list, port, seconds, text, toggle, integer } = optionTypes;
+const { choice, duration, port, seconds, text, toggle, integer } = optionTypes;
 
 const BACKENDS = ["memory", "redis", "kubernetes", "k8s", "crd"] as const;
 const LATER_MODELS = "models are not downloaded by this version";
-const LATER_SECURITY = "security is not checked by this version";
 
 /** What is wrong with REDIS_URL; empty means host and port. */
 function redisUrlFault(url: string): Fault | undefined {
@@ -186,31 +186,7 @@ export const CONTROL_PLANE_OPTIONS = {
   evictionInterval: unused(duration(1000, 365 * 86_400_000), 3_600_000, LATER_MODELS, {
     yaml: "cache.eviction.check_interval",
   }),
-  securityMode: option({
-    type: choice(["off", "enforce"]),
-    yaml: "security.mode",
-    flag: "--security-mode",
-    env: ["MODEL_EXPRESS_SECURITY_MODE"],
-    default: "off",
-    description: "off: whoever reaches the port may do everything",
-    check: (mode) =>
-      mode === "off" ? undefined : "security mode enforce is not part of this version: it would protect nothing",
-  }),
-  tokenAudiences: unused(list, [], LATER_SECURITY, {
-    yaml: "security.token_audiences",
-    flag: "--security-token-audiences",
-    env: ["MODEL_EXPRESS_SECURITY_TOKEN_AUDIENCES"],
-  }),
-  allowedAccounts: unused(list, [], LATER_SECURITY, {
-    yaml: "security.allowed_service_accounts",
-    flag: "--security-allowed-service-accounts",
-    env: ["MODEL_EXPRESS_SECURITY_ALLOWED_SERVICE_ACCOUNTS"],
-  }),
-  securityCacheTtl: unused(integer(0, 86_400), 60, LATER_SECURITY, {
-    yaml: "security.cache_ttl_secs",
-    flag: "--security-cache-ttl-secs",
-    env: ["MODEL_EXPRESS_SECURITY_CACHE_TTL_SECS"],
-  }),
+  ...CONTROL_PLANE_SECURITY_OPTIONS,
   redisUrl: option({
     type: text,
     env: ["REDIS_URL"],

@@ -22,6 +22,7 @@ import { createDirectory } from "./directory/create-directory.ts";
 import { createSizeCounter } from "./directory/directory-size.ts";
 import { measuredDirectory } from "./directory/measured-directory.ts";
 import { createControlPlaneMetrics } from "./metrics.ts";
+import { createSecurity } from "./security/security.ts";
 import { createFleet } from "./services/fleet.ts";
 import { createNodeService } from "./services/node-service.ts";
 import { createP2pService } from "./services/p2p-service.ts";
@@ -55,7 +56,9 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
   life.add({ name: "directory", stop: () => directory.close() });
   metrics.countSize(createSizeCounter(directory));
   const limitRecord = createLimitRecord(metrics.metrics, log);
-  const fleet = createFleet(directory);
+  const security = createSecurity({ configuration, log, onTokenCheck: metrics.tokenChecked });
+  life.add({ name: "security", stop: async () => security.close() });
+  const fleet = createFleet(directory, security);
   const state = createServingState(
     directory.backend,
     SERVICES.map(({ typeName }) => typeName),
@@ -85,7 +88,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
         metrics: metrics.metrics,
         notReady: () => state.reasons(),
         onFailure,
-        routes: (http) => addAdminApi(http, directory, fleet),
+        routes: (http) => addAdminApi(http, directory, fleet, security),
       });
       metricsPort = operations.port;
       life.add({ name: "operations server", stop: () => operations.stop() });
@@ -95,7 +98,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
       port: configuration.port,
       portFlag: "--port",
       routes: withReflection([
-        createNodeService(directory, fleet, log, metrics.announced),
+        createNodeService(directory, fleet, security, log, metrics.announced),
         createP2pService(directory, log),
         createStockHealthService(VERSION, () => state.status()),
         createApiService(),
@@ -106,6 +109,7 @@ export async function createControlPlane(configuration: ControlPlaneConfiguratio
       onFailure,
       onLimit: limitRecord.onLimit,
       limits: { connectionsPerAddressCount: configuration.connectionsPerAddress },
+      security: security.server,
     });
     limitRecord.follow(() => server.connections());
     state.started();

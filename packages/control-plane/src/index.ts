@@ -6,3 +6,9 @@ export { createMemoryDirectory, type MemoryDirectoryOptions } from "./directory/
 export { type PublishedWorker, readWorker } from "./directory/published-worker.ts";
 export { parseRedisUrl, type RedisAddress } from "./directory/redis/redis-address.ts";
 export { createRedisDirectory, type RedisDirectoryOptions } from "./directory/redis/redis-directory.ts";
+export { CONTROL_PLANE_RULES } from "./security/access-rules.ts";
+export { createJwksVerifier, type JwksOptions } from "./security/jwks.ts";
+export { checkSecurity } from "./security/security-options.ts";
+export type { TokenVerifier, VerifiedToken } from "./security/token.ts";
+export { createTokenCache, REMEMBERED_TOKENS_MAX, TOKEN_CHECKS_MAX, type TokenCache } from "./security/token-cache.ts";
+export { createTokenReview, type TokenReviewOptions } from "./security/token-review.ts";

@@ -2,6 +2,7 @@
 import { configureProgram, createLogger, runProgram } from "@weightline/runtime";
 import { CONTROL_PLANE_OPTIONS } from "./configuration.ts";
 import { createControlPlane } from "./control-plane.ts";
+import { checkSecurity, securityWarnings } from "./security/security-options.ts";
 
 const PROGRAM = "weightline-control-plane";
 
@@ -10,6 +11,7 @@ await runProgram(PROGRAM, async () => {
     program: PROGRAM,
     summary: "the directory of nodes, holdings and workers",
     table: CONTROL_PLANE_OPTIONS,
+    check: checkSecurity,
     examples: [
       PROGRAM,
       `${PROGRAM} --port 8001 --metrics-port 9401`,
@@ -41,6 +43,8 @@ await runProgram(PROGRAM, async () => {
   if (values.metadataBackend === "memory" && redisSettings.length > 0) {
     log.warn(`${redisSettings.join(", ")}: no effect while MX_METADATA_BACKEND is memory`);
   }
-  log.warn("security is off: whoever reaches the port may publish, look up and ask agents to fill");
+  for (const warning of securityWarnings(values)) {
+    log.warn(warning);
+  }
   return createControlPlane(values, log);
 });

@@ -15,6 +15,8 @@ export interface ControlPlaneMetrics {
   /** A directory call is over. */
   asked(backend: string, operation: string, seconds: number): void;
   announced(outcome: AnnounceOutcome): void;
+  /** A token was checked: `good`, or the error's code. */
+  tokenChecked(outcome: string, seconds: number): void;
   /** The backend answers or it does not. */
   backendUp(backend: string, up: boolean): void;
   /** What the directory of that backend tells of it. */
@@ -42,6 +44,7 @@ export function createControlPlaneMetrics(version: string): ControlPlaneMetrics 
     "backend",
     "operation",
   ]);
+  const tokens = metrics.histogram("weightline_token_check_seconds", "Time of token checks", SECONDS, ["outcome"]);
   const nodes = metrics.gauge("weightline_nodes", "Known nodes", ["state"]);
   const sources = metrics.gauge("weightline_sources", "Source ids that have a worker");
   const workers = metrics.gauge("weightline_workers", "Workers of all sources");
@@ -66,6 +69,7 @@ export function createControlPlaneMetrics(version: string): ControlPlaneMetrics 
     called: (service, method, code, seconds) => rpc.observe({ service, method, code }, seconds),
     asked: (backend, operation, seconds) => directory.observe({ backend, operation }, seconds),
     announced: (outcome) => announces.inc({ verdict: outcomeName(outcome) }),
+    tokenChecked: (outcome, seconds) => tokens.observe({ outcome }, seconds),
     backendUp: (backend, answers) => up.set({ backend }, answers ? 1 : 0),
     observer(backend) {
       for (const kind of BACKEND_ERROR_KINDS) {

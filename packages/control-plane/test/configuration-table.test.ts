@@ -1,11 +1,12 @@
 // Every setting that existing users have, by every way in which they give it.
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
 import { CONTROL_PLANE_OPTIONS } from "@weightline/control-plane";
 import { readConfiguration, tableEntries } from "@weightline/runtime";
 import t from "tap";
 import { stringify } from "yaml";
-import { ROOT, runCommand } from "../../../test/support/program.ts";
+import { ROOT, runCommand, startProgram } from "../../../test/support/program.ts";
 
 const folder = mkdtempSync(`${tmpdir()}/weightline-settings-`);
 t.teardown(() => rmSync(folder, { recursive: true }));
@@ -293,9 +294,6 @@ t.test("--validate-config as a process: values with their origins, or exit 1 and
       /MODEL_EXPRESS_SERVER_PORT "http" is not a port from 0 to 65535/,
     ],
     [["--validate-config", "-c", yamlFile("server.prot", 1)], {}, /server.prot is not known.*did you mean server.port/],
-    [["--validate-config", "-c", yamlFile("server.port", "8001")], {}, /server.port ".*8001.*" is not a port/],
-    [["--validate-config", "-c", yamlFile("security.mod", "off")], {}, /security.mod is not known/],
-    [["-c", `${folder}/none.yaml`], {}, /none.yaml cannot be read: there is no such file/],
   ] as const) {
     const bad = await run(argv, env);
     t.equal(bad.code, 1, argv.join(" "));
@@ -304,3 +302,49 @@ t.test("--validate-config as a process: values with their origins, or exit 1 and
     t.equal(bad.stderr.split("\n").length, 2, "one line");
   }
 });
+
+t.test("memory that nobody chose: one warning line says what a restart loses; chosen, none does", async (t) => {
+  const flags = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--log-format", "json"];
+  for (const [env, wanted] of [
+    [{}, 1],
+    [{ MX_METADATA_BACKEND: "memory" }, 0],
+  ] as const) {
+    const program = startProgram("control-plane", flags, { env });
+    t.teardown(() => program.stop());
+    await program.waitFor(/"msg":"ready"/);
+    t.equal(await program.stop(), 0);
+    const lines = program
+      .output()
+      .split("\n")
+      .filter((line) => line.includes("MX_METADATA_BACKEND is not set"));
+    t.equal(lines.length, wanted);
+    if (wanted === 1) {
+      t.match(lines[0], /"level":40,.*kept in memory; a restart forgets them/);
+    }
+  }
+});
+
+t.test(
+  "logging as a process: structured is JSON whatever the format, a file is written, and opened anew on SIGHUP",
+  async (t) => {
+    const file = `${folder}/deep/control-plane.log`;
+    const config = `${folder}/logging.yaml`;
+    writeFileSync(config, stringify({ logging: { file, format: "compact", structured: true, level: "info" } }));
+    const flags = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "-c", config];
+    const program = startProgram("control-plane", flags);
+    t.teardown(() => program.stop());
+    const lines = () => (existsSync(file) ? readFileSync(file, "utf8").trimEnd().split("\n") : []);
+    for (let i = 0; i < 1000 && !lines().some((line) => line.includes('"msg":"ready"')); i++) {
+      await sleep(20);
+    }
+    t.ok(lines().every((line) => JSON.parse(line).program === "control-plane"));
+    t.equal(program.output(), "", "nothing beside the file");
+    renameSync(file, `${file}.1`);
+    program.kill("SIGHUP");
+    for (let i = 0; i < 1000 && lines().length === 0; i++) {
+      await sleep(20);
+    }
+    t.match(lines(), [/"event":"log-reopened"/], "a moved file is opened anew");
+    t.equal(await program.stop(), 0);
+  },
+);

@@ -1,11 +1,11 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { CONTROL_PLANE_OPTIONS } from "@weightline/control-plane";
+import { CONTROL_PLANE_OPTIONS, checkSecurity } from "@weightline/control-plane";
 import { effectiveText, readConfiguration } from "@weightline/runtime";
 import t from "tap";
 
 const read = (argv: string[], env: Record<string, string> = {}) =>
-  readConfiguration({ table: CONTROL_PLANE_OPTIONS, argv, env });
+  readConfiguration({ table: CONTROL_PLANE_OPTIONS, argv, env, check: checkSecurity });
 
 t.test("names and defaults that existing users have", async (t) => {
   t.match(read([]).values, {
@@ -46,7 +46,50 @@ t.test("service links, names without effect, backends that are not there", async
     message: /backend kubernetes is not part of this version/,
   });
   t.throws(() => read([], { MX_METADATA_BACKEND: "etcd" }), { code: "InvalidArgument" });
-  t.throws(() => read(["--security-mode", "enforce"]), { code: "InvalidArgument", message: /would protect nothing/ });
+});
+
+t.test("security: what enforce needs, by flag, variable and file", async (t) => {
+  const audiences = { MODEL_EXPRESS_SECURITY_TOKEN_AUDIENCES: "a, b" };
+  const accounts = { MODEL_EXPRESS_SECURITY_ALLOWED_SERVICE_ACCOUNTS: "ns:one,ns:two" };
+  const enforce = { MODEL_EXPRESS_SECURITY_MODE: "enforce" };
+  t.match(read([], { ...enforce, ...audiences, ...accounts }).values, {
+    securityMode: "enforce",
+    tokenAudiences: ["a", "b"],
+    allowedAccounts: ["ns:one", "ns:two"],
+    securityCacheTtl: 60,
+    plaintextTokens: false,
+    kubernetesApi: "https://kubernetes.default.svc",
+    trustDomain: "cluster.local",
+  });
+  const refused: Array<[string[], Record<string, string>, RegExp]> = [
+    [[], enforce, /enforce needs security.token_audiences and security.allowed_service_accounts/],
+    [[], { ...enforce, ...audiences }, /enforce needs security.allowed_service_accounts/],
+    [["--security-token-audiences", ","], { ...enforce, ...accounts }, /enforce needs security.token_audiences/],
+    [["--security-allowed-service-accounts", "ns:*"], {}, /"ns:\*" is not namespace:account/],
+    [["--security-allowed-service-accounts", "ns/one"], {}, /"ns\/one" is not namespace:account/],
+    [["--security-operator-service-accounts", "one"], {}, /"one" is not namespace:account/],
+    [
+      ["--security-tls-key-file", "/k"],
+      { ...enforce, ...audiences, ...accounts },
+      /--security-tls-certificate-file and --security-tls-ca-file must be given too/,
+    ],
+    [["--security-jwks-file", "/j"], { ...enforce, ...audiences, ...accounts }, /token_issuer is needed/],
+    [
+      ["--security-jwks-file=/j", "--security-jwks-url=https://k/j"],
+      { ...enforce, ...audiences, ...accounts },
+      /both given/,
+    ],
+    [["--security-jwks-url", "http://keys.example/j"], {}, /is not an https address/],
+    [["--security-kubernetes-api", "http://127.0.0.1.example"], {}, /is not an https address/],
+    [["--security-kubernetes-api", ""], {}, /has no address/],
+    [["--security-trust-domain", "a/b"], {}, /the trust domain "a\/b"/],
+    [["--security-mode", "on"], {}, /is not one of off, enforce/],
+  ];
+  for (const [argv, env, message] of refused) {
+    t.throws(() => read(argv, env), { code: "InvalidArgument", message }, String(message));
+  }
+  t.ok(read(["--security-kubernetes-api", "http://127.0.0.1:8001"]), "kubectl proxy");
+  t.ok(read(["--security-tls-key-file", "/k"]), "off: nothing is needed");
 });
 
 t.test("a file of the reference, with its nulls, is taken as it is", async (t) => {

@@ -2,8 +2,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type CallOptions, type Client, Code, ConnectError } from "@connectrpc/connect";
 import { AgentService } from "@weightline/proto/local";
 import { NodeService } from "@weightline/proto/node";
-import { createGrpcChannel, createLocalClient } from "@weightline/runtime/channels";
+import { createLocalClient } from "@weightline/runtime/channels";
 import { fromRpcError, WeightlineError } from "@weightline/runtime/client";
+import { openControlPlane } from "./control-plane-channel.ts";
 import type { Settings } from "./settings.ts";
 
 const RETRY_MS = 200;
@@ -22,7 +23,7 @@ export async function withControlPlane<Result>(
       await sleep(RETRY_MS);
     }
     for (const address of settings.endpoint) {
-      const channel = createGrpcChannel({ addresses: [address], defaultTimeoutMs: settings.timeoutMs });
+      const channel = openControlPlane(settings, [address]);
       try {
         return await call(channel.client(NodeService));
       } catch (error) {

@@ -138,11 +138,19 @@ function build(run: Run): Command {
   const program = new Command("mxctl");
   program
     .description("Looks at Weightline and tells it what to hold.")
-    .option("--config <file>", "YAML file with endpoint, socket, output, timeout")
+    .option(
+      "--config <file>",
+      "YAML file with endpoint, socket, output, timeout, ca, cert, key, token_file, trust_domain",
+    )
     .option("--endpoint <host:port>", "control plane (environment MODEL_EXPRESS_ENDPOINT; default localhost:8001)")
     .option("--socket <path>", "local agent's socket (environment MX_AGENT_SOCKET; default /run/weightline/agent.sock)")
     .option("-o, --output <format>", "table, wide, json or yaml (default: table)")
     .option("--timeout <seconds>", "for each call (environment MODEL_EXPRESS_TIMEOUT; default 30)")
+    .option("--ca <file>", "authorities of the control plane's certificate: TLS is spoken (see docs/security.md)")
+    .option("--cert <file>", "your certificate, with --key")
+    .option("--key <file>", "its key")
+    .option("--token-file <file>", "a service account's token (environment MX_AUTH_TOKEN_PATH)")
+    .option("--trust-domain <name>", "of the control plane's certificate (default: cluster.local)")
     .option("-v, --verbose", "show causes of errors")
     .configureHelp({ showGlobalOptions: true })
     .addHelpText(

@@ -1,3 +1,4 @@
+import type { NamedFile } from "@weightline/runtime/channels";
 import {
   type ErrorFacts,
   type NetworkAddress,
@@ -6,8 +7,19 @@ import {
   WeightlineError,
 } from "@weightline/runtime/client";
 
+/** The variable by which stock clients find their token. */
+const TOKEN_VARIABLE = "MX_AUTH_TOKEN_PATH";
+
 export const OUTPUT_FORMATS = ["table", "wide", "json", "yaml"] as const;
 export type OutputFormat = (typeof OUTPUT_FORMATS)[number];
+
+/** What proves the user to the control plane; each as it was given. */
+export interface CredentialFiles {
+  ca?: NamedFile;
+  cert?: NamedFile;
+  key?: NamedFile;
+  token?: NamedFile;
+}
 
 /** Global options, resolved: flag > environment > YAML > default. */
 export interface Settings {
@@ -22,6 +34,8 @@ export interface Settings {
   timeoutMs: number;
   /** How often a call to the control plane is given again after all of its addresses were unreachable. */
   maxRetries: number;
+  files: CredentialFiles;
+  trustDomain: string;
   verbose: boolean;
 }
 
@@ -32,6 +46,11 @@ export interface GlobalFlags {
   socket?: string;
   output?: string;
   timeout?: string;
+  ca?: string;
+  cert?: string;
+  key?: string;
+  tokenFile?: string;
+  trustDomain?: string;
   verbose?: boolean;
 }
 
@@ -40,7 +59,18 @@ const DEFAULT_SOCKET = "/run/weightline/agent.sock";
 const DEFAULT_TIMEOUT_S = 30;
 const TIMEOUT_MAX_S = 86_400;
 const RETRIES_MAX = 100;
-const CONFIG_KEYS = ["endpoint", "socket", "output", "timeout"] as const;
+const DEFAULT_TRUST_DOMAIN = "cluster.local";
+const CONFIG_KEYS = [
+  "endpoint",
+  "socket",
+  "output",
+  "timeout",
+  "ca",
+  "cert",
+  "key",
+  "token_file",
+  "trust_domain",
+] as const;
 type ConfigKey = (typeof CONFIG_KEYS)[number];
 
 /** A value and where it came from, for errors. */
@@ -138,6 +168,24 @@ function readOutput({ text, from }: Given): OutputFormat {
   return output;
 }
 
+/** Files of credentials. A token that only the surroundings name, as in a stock client's pod, is for TLS or for nobody. */
+function readFiles(flags: GlobalFlags, env: NodeJS.ProcessEnv, file: ReadonlyMap<ConfigKey, Given>): CredentialFiles {
+  const named = (flag: string, value: string | undefined, variable: string, key: ConfigKey): NamedFile | undefined => {
+    const { text, from } = choose(flag, value, env, [variable], file.get(key), "");
+    return text === "" ? undefined : { path: text, setting: from };
+  };
+  const ca = named("--ca", flags.ca, "MODEL_EXPRESS_SECURITY_TLS_CA_FILE", "ca");
+  const cert = named("--cert", flags.cert, "MODEL_EXPRESS_SECURITY_TLS_CERTIFICATE_FILE", "cert");
+  const key = named("--key", flags.key, "MODEL_EXPRESS_SECURITY_TLS_KEY_FILE", "key");
+  const token = named("--token-file", flags.tokenFile, TOKEN_VARIABLE, "token_file");
+  return {
+    ...(ca === undefined ? {} : { ca }),
+    ...(cert === undefined ? {} : { cert }),
+    ...(key === undefined ? {} : { key }),
+    ...(token === undefined || (token.setting === TOKEN_VARIABLE && ca === undefined) ? {} : { token }),
+  };
+}
+
 /** Global options of one command line. Throws InvalidArgument, which names the value and where it came from. */
 export function readSettings(flags: GlobalFlags, env: NodeJS.ProcessEnv): Settings {
   const file = readConfig(flags.config);
@@ -161,6 +209,15 @@ export function readSettings(flags: GlobalFlags, env: NodeJS.ProcessEnv): Settin
       ),
     ),
     maxRetries: readWhole(env["MODEL_EXPRESS_MAX_RETRIES"] || "0", "MODEL_EXPRESS_MAX_RETRIES", RETRIES_MAX),
+    files: readFiles(flags, env, file),
+    trustDomain: choose(
+      "--trust-domain",
+      flags.trustDomain,
+      env,
+      ["MODEL_EXPRESS_SECURITY_TRUST_DOMAIN"],
+      file.get("trust_domain"),
+      DEFAULT_TRUST_DOMAIN,
+    ).text,
     verbose: flags.verbose === true,
   };
 }

@@ -10,6 +10,7 @@ import { createGrpcServer, type ErrorCode, mountLocalRpc, route, WeightlineError
 import fastify from "fastify";
 import t from "tap";
 import { parse } from "yaml";
+import { createAuthority } from "../../../test/support/certificates.ts";
 import { type Finished, mxctl, ROOT, runCommand } from "../../../test/support/program.ts";
 import { runMxctl } from "../src/program.ts";
 
@@ -290,6 +291,7 @@ t.test("exit codes: one for each kind of failure, one line with a way out", asyn
     ["Refused", 1],
     ["InvalidArgument", 2],
     ["PermissionDenied", 5],
+    ["Unauthenticated", 5],
     ["ResourceExhausted", 1],
     ["Corrupt", 1],
     ["InUse", 6],
@@ -313,6 +315,38 @@ t.test("exit codes: one for each kind of failure, one line with a way out", asyn
   failure = new WeightlineError("Refused", "no");
   t.match((await run("-v", "evict", "--model-name", "m")).stderr, /^ {2}request: [0-9a-f]{8} in the log/m);
   failure = undefined;
+});
+
+t.test("credentials that cannot be used: exit 2, before anybody is dialled", async (t) => {
+  const ca = createAuthority(`${folder}/ca`);
+  const one = ca.sign("one");
+  const other = ca.sign("other");
+  const broken = `${folder}/broken.pem`;
+  writeFileSync(broken, "-----BEGIN CERTIFICATE-----\nbm9uc2Vuc2U=\n-----END CERTIFICATE-----\n");
+  const wrong: Array<[string[], Record<string, string>, RegExp]> = [
+    [["--token-file", "/t"], {}, /--token-file is given without --ca; way out: .*over TLS alone/],
+    [["--cert", one.chain, "--key", one.key], {}, /--cert is given without --ca/],
+    [["--ca", ca.certificate, "--cert", one.chain], {}, /--cert is given without --key/],
+    [["--ca", ca.certificate], { MODEL_EXPRESS_SECURITY_TLS_KEY_FILE: one.key }, /KEY_FILE is given without --cert/],
+    [["--ca", "/nowhere"], {}, /--ca \/nowhere cannot be used: there is no such file/],
+    [["--ca", broken], {}, /--ca .*broken.pem cannot be used: it has no PEM certificate that can be read/],
+    [["--ca", one.key], {}, /--ca .*one.key cannot be used: it has no PEM certificate/],
+    [
+      [],
+      { MODEL_EXPRESS_SECURITY_TLS_CA_FILE: "/nowhere" },
+      /MODEL_EXPRESS_SECURITY_TLS_CA_FILE \/nowhere cannot be used/,
+    ],
+    [["--ca", ca.certificate, "--token-file", folder], {}, /--token-file .* cannot be used: it is a folder/],
+    [["--ca", ca.certificate, "--cert", one.chain, "--key", other.key], {}, /are no PEM certificate and its key/],
+  ];
+  for (const [parameters, env, words] of wrong) {
+    const { code, stderr } = await complains(["--endpoint", endpoint, ...parameters, "nodes"], env);
+    t.equal(code, 2, stderr);
+    t.match(stderr, words);
+    t.notMatch(stderr, /bm9uc2|PRIVATE/, "nothing of the file");
+  }
+  const stock = await mxctl(["--endpoint", endpoint, "nodes"], { env: { MX_AUTH_TOKEN_PATH: "/nowhere" } });
+  t.equal(stock.code, 0, "a stock client's variable is for TLS or for nobody");
 });
 
 t.test("usage: exit 2, and what was meant", async (t) => {

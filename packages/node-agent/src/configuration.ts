@@ -7,6 +7,7 @@ import {
   type OptionValues,
   option,
   optionTypes,
+  SECURITY_OPTIONS,
 } from "@weightline/runtime";
 import { linkRate } from "./transfers/link-rate.ts";
 
@@ -222,6 +223,7 @@ export const AGENT_OPTIONS = {
     description: "file to log to; standard error by default",
     check: checkLogFile,
   }),
+  ...SECURITY_OPTIONS,
 };
 
 /** The agent's complete, validated settings. */

@@ -2,6 +2,7 @@
 import { configureProgram, createLogger, runProgram } from "@weightline/runtime";
 import { AGENT_OPTIONS } from "./configuration.ts";
 import { createNodeAgent } from "./node-agent.ts";
+import { checkAgentSecurity } from "./peers/peer-security.ts";
 
 const PROGRAM = "weightline-node-agent";
 
@@ -10,6 +11,7 @@ await runProgram(PROGRAM, async () => {
     program: PROGRAM,
     summary: "holds a node's weights in memory and moves them to and from other nodes",
     table: AGENT_OPTIONS,
+    check: checkAgentSecurity,
     examples: [
       `${PROGRAM} --control-plane control-plane:8001`,
       `${PROGRAM} --store /dev/shm/weightline --memory-limit 64GiB`,

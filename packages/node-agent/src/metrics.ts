@@ -71,7 +71,7 @@ export function createAgentMetrics(version: string): AgentMetrics {
     "Rate of the last finished transfer over the link's rate",
   );
   const offers = metrics.gauge("weightline_offers", "Offers that pods are filling");
-  const offersEnded = metrics.counter("weightline_offers_total", "Offers that are over, by how they ended", [
+  const offersEnded = metrics.counter("weightline_offers_ended_total", "Offers that are over, by how they ended", [
     "outcome",
   ]);
   offersEnded.inc({ outcome: "sealed" }, 0);

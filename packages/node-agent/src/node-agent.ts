@@ -44,6 +44,7 @@ import { type MoverProcess, startMover } from "./mover/mover-process.ts";
 import { createOfferTable } from "./offers/offer-table.ts";
 import { createOfferWork } from "./offers/offer-work.ts";
 import { createPeerClient } from "./peers/peer-client.ts";
+import { createPeerSecurity } from "./peers/peer-security.ts";
 import { createPeerService, moverEndpoint } from "./peers/peer-service.ts";
 import { createWorkerService } from "./peers/worker-service.ts";
 import { openStore } from "./store/store-folder.ts";
@@ -113,7 +114,11 @@ async function start(
       "descriptors given to pods are only protected by being read-only: no read-only mount could be made (--store-ro)",
     );
   }
-  log.warn("security is off: whoever reaches this node's ports can read every holding and pose as a node");
+  const security = createPeerSecurity(configuration, log);
+  life.add({ name: "security", stop: async () => security.close() });
+  if (security.server === undefined) {
+    log.warn("security is off: whoever reaches this node's ports can read every holding and pose as a node");
+  }
 
   const agentMetrics = createAgentMetrics(VERSION);
   const notReady = { recovering: true, draining: false };
@@ -147,9 +152,9 @@ async function start(
   });
   life.add({ name: "mover", stop: () => mover.stop() });
 
-  const channel = createGrpcChannel({ addresses: controlPlane });
+  const channel = createGrpcChannel({ addresses: controlPlane, tls: security.controlPlane });
   life.add({ name: "control plane channel", stop: () => channel.close() });
-  const peers = createPeerClient(node, log);
+  const peers = createPeerClient(node, security.dial, log);
   life.add({ name: "peer channels", stop: () => peers.close() });
 
   const bounded = createBoundedLog(log);
@@ -364,6 +369,7 @@ async function start(
         closed: closedToPeers,
         drain,
         checkDamage,
+        checkNode: security.checkNode,
       }),
       createWorkerService({
         node,
@@ -377,6 +383,7 @@ async function start(
     ]),
     onFailure: createFailureLog(log),
     onLimit: limitRecord.onLimit,
+    security: security.server,
   });
   limitRecord.follow(() => peerServer.connections());
   address = formatAddress({ host, port: peerServer.port });
@@ -463,6 +470,8 @@ async function start(
         protection: level,
         socket: configuration.socket,
         descriptorSocket,
+        dial: security.dial,
+        certificateEndsMs: security.validToMs,
         env: process.env,
       }),
       onAcquire: (outcome, seconds) => agentMetrics.acquired(outcome, seconds),

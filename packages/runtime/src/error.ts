@@ -11,6 +11,7 @@ export const ERROR_CODES = {
   Refused: { rpc: Code.FailedPrecondition, exit: 1, meaning: "The input or the state does not allow it." },
   InvalidArgument: { rpc: Code.InvalidArgument, exit: 2, meaning: "The request itself is wrong." },
   PermissionDenied: { rpc: Code.PermissionDenied, exit: 5, meaning: "This caller may not do that." },
+  Unauthenticated: { rpc: Code.Unauthenticated, exit: 5, meaning: "The caller did not prove who it is." },
   ResourceExhausted: {
     rpc: Code.ResourceExhausted,
     exit: 1,

@@ -41,6 +41,7 @@ export {
 } from "./network-address.ts";
 export { createOperationsServer, type OperationsServer, type OperationsServerOptions } from "./operations-server.ts";
 export { type CallFailure, createFailureLog } from "./rpc/call-failure.ts";
+export type { ServerSecurity } from "./rpc/connection-intake.ts";
 export { createGrpcChannel, type GrpcChannel, type GrpcChannelOptions } from "./rpc/grpc-client.ts";
 export {
   createGrpcServer,
@@ -67,3 +68,17 @@ export {
   type ServerLimits,
 } from "./rpc/server-limits.ts";
 export { EncodedMessage, routeInWireForms, type WireForm } from "./rpc/wire-forms.ts";
+export {
+  type Authorize,
+  CALLER,
+  type Caller,
+  type CallerKind,
+  type CheckToken,
+  checkSpeaksFor,
+  createAccess,
+  describeCaller,
+} from "./security/access.ts";
+export { type CertificateFiles, createCertificateFiles } from "./security/certificate-files.ts";
+export { type ChannelTls, channelTo } from "./security/certificates.ts";
+export { identityUri, isCertifiableName, type PeerIdentity } from "./security/peer-identity.ts";
+export { checkSecurityFiles, openCertificates, SECURITY_OPTIONS } from "./security/security-options.ts";

@@ -88,11 +88,25 @@ async function collect(update: () => void | Promise<void>): Promise<void> {
 export function createMetrics(): Metrics {
   const registry = new Registry();
   const updates: Array<() => void | Promise<void>> = [];
+  const families = new Set<string>();
+  /** A metric's registry, if its name is right in both formats. */
+  const registers = (name: string, isCounter: boolean) => {
+    const family = name.replace(/_total$/, "");
+    if (isCounter !== name.endsWith("_total") || families.has(family)) {
+      throw new Error(
+        `metric ${name}: counters alone end in _total, and OpenMetrics must tell families apart without it`,
+      );
+    }
+    families.add(family);
+    return [registry];
+  };
   const metrics: Metrics = {
-    counter: (name, help, labels = []) => new Counter({ name, help, labelNames: [...labels], registers: [registry] }),
-    gauge: (name, help, labels = []) => new Gauge({ name, help, labelNames: [...labels], registers: [registry] }),
+    counter: (name, help, labels = []) =>
+      new Counter({ name, help, labelNames: [...labels], registers: registers(name, true) }),
+    gauge: (name, help, labels = []) =>
+      new Gauge({ name, help, labelNames: [...labels], registers: registers(name, false) }),
     histogram: (name, help, buckets, labels = []) =>
-      new Histogram({ name, help, buckets: [...buckets], labelNames: [...labels], registers: [registry] }),
+      new Histogram({ name, help, buckets: [...buckets], labelNames: [...labels], registers: registers(name, false) }),
     onCollect: (update) => updates.push(update),
     async render(accept) {
       await Promise.all(updates.map(collect));

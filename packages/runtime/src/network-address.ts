@@ -70,7 +70,9 @@ export function isWildcard(host: string): boolean {
   return host === "::" || host === "0.0.0.0";
 }
 
+const LOOPBACK_V4 = /^127(\.\d{1,3}){3}$/;
+
 /** True for names and addresses that only this machine reaches. */
 export function isLoopback(host: string): boolean {
-  return host === "localhost" || host === "::1" || host.startsWith("127.");
+  return host === "localhost" || host === "::1" || LOOPBACK_V4.test(host);
 }

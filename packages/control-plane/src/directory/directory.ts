@@ -49,7 +49,7 @@ export interface FoundWorker {
   metadata: Uint8Array;
 }
 
-/** How much a directory holds. */
+/** How much a directory holds, by its records: some of them may be over and not yet removed. */
 export interface DirectorySize {
   nodes: { ready: number; draining: number; lost: number };
   sources: number;

@@ -302,8 +302,9 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
       for (const node of nodes.values()) {
         counts[lost(node) ? "lost" : node.life.state === NodeState.DRAINING ? "draining" : "ready"]++;
       }
-      const workers = [...sources.values()].reduce((sum, { view }) => sum + view.size, 0);
-      return { nodes: counts, sources: sources.size, workers };
+      const shown = [...sources.values()].map(({ view }) => view.workers().filter(({ hidden }) => !hidden).length);
+      const workers = shown.reduce((sum, count) => sum + count, 0);
+      return { nodes: counts, sources: shown.filter((count) => count > 0).length, workers };
     },
     ready: async () => undefined,
     health: async () => undefined,

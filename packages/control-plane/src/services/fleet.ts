@@ -4,8 +4,9 @@ import { enumName } from "@weightline/proto";
 import { NodeState, NodeStateSchema, type Transfer } from "@weightline/proto/common";
 import type { FillNodesRequest, Node, NodeFillProgressSchema } from "@weightline/proto/node";
 import { PeerService } from "@weightline/proto/peer";
-import { createGrpcChannel, fromRpcError, parseAddress, WeightlineError } from "@weightline/runtime";
+import { createGrpcChannel, fromRpcError, type GrpcChannel, parseAddress, WeightlineError } from "@weightline/runtime";
 import type { Directory } from "../directory/directory.ts";
+import type { Security } from "../security/security.ts";
 
 /** What one node says of its fill. */
 export type FillItem = MessageInitShape<typeof NodeFillProgressSchema>;
@@ -22,8 +23,16 @@ const TRANSFERS_TIMEOUT_MS = 2000;
 /** A fill tells its progress at least so often, or the node counts as gone. */
 const FILL_TIMEOUT_MS = 24 * 3_600_000;
 
-async function* fillOne(node: Node, request: FillNodesRequest, signal: AbortSignal): AsyncGenerator<FillItem> {
-  const channel = createGrpcChannel({ addresses: [parseAddress(node.address, "node address")] });
+/** A channel to a node's agent, which proves that it is that node where security is on. */
+type Dial = (node: Node) => GrpcChannel;
+
+async function* fillOne(
+  dial: Dial,
+  node: Node,
+  request: FillNodesRequest,
+  signal: AbortSignal,
+): AsyncGenerator<FillItem> {
+  const channel = dial(node);
   try {
     const { identity, rank } = request;
     const stream = channel
@@ -64,7 +73,9 @@ async function* merged(streams: AsyncGenerator<FillItem>[]): AsyncGenerator<Fill
   }
 }
 
-export function createFleet(directory: Directory): Fleet {
+export function createFleet(directory: Directory, security: Security): Fleet {
+  const dial: Dial = ({ name, address }) =>
+    createGrpcChannel({ addresses: [parseAddress(address, "node address")], tls: security.channelToNode(name) });
   const targets = async (names: readonly string[]): Promise<{ nodes: Node[]; missing: FillItem[] }> => {
     const all = await directory.nodes();
     if (names.length === 0) {
@@ -98,14 +109,14 @@ export function createFleet(directory: Directory): Fleet {
       }
       const { nodes, missing } = await targets([...new Set(request.nodes)]);
       yield* missing;
-      yield* merged(nodes.map((node) => fillOne(node, request, signal)));
+      yield* merged(nodes.map((node) => fillOne(dial, node, request, signal)));
     },
     async transfers(last, signal) {
       const nodes = (await directory.nodes()).filter(({ state }) => state !== NodeState.LOST);
       const silentNodes: string[] = [];
       const lists = await Promise.all(
         nodes.map(async (node) => {
-          const channel = createGrpcChannel({ addresses: [parseAddress(node.address, "node address")] });
+          const channel = dial(node);
           try {
             return (await channel.client(PeerService).transfers({ last }, { timeoutMs: TRANSFERS_TIMEOUT_MS, signal }))
               .transfers;

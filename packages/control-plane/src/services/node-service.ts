@@ -1,7 +1,8 @@
 import { type AnnounceResponse, NodeService } from "@weightline/proto/node";
-import { type Logger, route, type ServiceRoute } from "@weightline/runtime";
+import { createBoundedLog, type Logger, route, type ServiceRoute } from "@weightline/runtime";
 import type { Directory } from "../directory/directory.ts";
 import type { AnnounceOutcome } from "../metrics.ts";
+import type { Security } from "../security/security.ts";
 import { checkAnnounce } from "./announce-check.ts";
 import type { Fleet } from "./fleet.ts";
 
@@ -9,14 +10,17 @@ import type { Fleet } from "./fleet.ts";
 export function createNodeService(
   directory: Directory,
   fleet: Fleet,
+  security: Security,
   log: Logger,
   onAnnounce: (outcome: AnnounceOutcome) => void,
 ): ServiceRoute {
+  const bounded = createBoundedLog(log);
   return route(NodeService, {
-    async announce(request) {
+    async announce(request, context) {
       let outcome: AnnounceOutcome = "invalid";
       let reply: AnnounceResponse;
       try {
+        security.checkNode(context, request.node);
         checkAnnounce(request);
         outcome = "failed";
         reply = await directory.announce(request);
@@ -27,9 +31,10 @@ export function createNodeService(
       log.trace({ node: request.node, sequence: String(request.sequence), verdict: reply.verdict }, "announce");
       return reply;
     },
-    async leave({ node, epoch, bootId }) {
+    async leave({ node, epoch, bootId }, context) {
+      security.checkNode(context, node);
       await directory.leave(node, epoch, bootId);
-      log.info({ event: "node-left", node }, "a node left");
+      bounded("info", { event: "node-left", node }, "a node left");
       return {};
     },
     async lookup({ sourceId, rank, modelName }) {

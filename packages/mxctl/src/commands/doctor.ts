@@ -1,8 +1,8 @@
 import { readFileSync } from "node:fs";
 import { HealthService } from "@weightline/proto/health";
-import { createGrpcChannel } from "@weightline/runtime/channels";
 import { fromRpcError, WeightlineError } from "@weightline/runtime/client";
 import { localAgent, localError, unreachable } from "../clients.ts";
+import { openControlPlane } from "../control-plane-channel.ts";
 import { levelColour, print, printable, printData } from "../output/output.ts";
 import { waiting } from "../output/waiting.ts";
 import type { Settings } from "../settings.ts";
@@ -74,7 +74,7 @@ function agentFault(settings: Settings, { code, message, wayOut }: WeightlineErr
 }
 
 async function examineControlPlane(settings: Settings): Promise<Examined> {
-  const channel = createGrpcChannel({ addresses: settings.endpoint, defaultTimeoutMs: settings.timeoutMs });
+  const channel = openControlPlane(settings, settings.endpoint);
   try {
     const { status, version, uptime } = await channel.client(HealthService).getHealth({});
     const evidence = `the control plane at ${settings.endpointText} answers here: ${status}, up ${uptime} s`;

@@ -1,9 +1,9 @@
 import { enumName } from "@weightline/proto";
 import { NodeStateSchema } from "@weightline/proto/common";
 import { HealthService } from "@weightline/proto/health";
-import { createGrpcChannel } from "@weightline/runtime/channels";
 import { formatByteSize, fromRpcError, WeightlineError } from "@weightline/runtime/client";
 import { localAgent, localError, unreachable } from "../clients.ts";
+import { openControlPlane } from "../control-plane-channel.ts";
 import { onInterruption } from "../interruption.ts";
 import { print, printData, printRows } from "../output/output.ts";
 import { waiting } from "../output/waiting.ts";
@@ -66,7 +66,7 @@ interface Health {
 }
 
 async function controlPlaneHealth(settings: Settings): Promise<Health> {
-  const channel = createGrpcChannel({ addresses: settings.endpoint, defaultTimeoutMs: settings.timeoutMs });
+  const channel = openControlPlane(settings, settings.endpoint);
   try {
     const { status, version, uptime } = await channel.client(HealthService).getHealth({});
     return {

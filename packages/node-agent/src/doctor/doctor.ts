@@ -7,6 +7,7 @@ import type { HoldingRegistry } from "../holdings/holding-registry.ts";
 import type { MemoryAccount } from "../holdings/memory-account.ts";
 import { ownCgroupMemoryLimit } from "../memory-limit.ts";
 import type { MoverProcess } from "../mover/mover-process.ts";
+import type { DialPeer } from "../peers/peer-security.ts";
 import { NewerRecordError, readRecord } from "../store/holding-record.ts";
 import type { StoreFolder } from "../store/store-folder.ts";
 import type { Check } from "./check.ts";
@@ -37,6 +38,9 @@ export interface DoctorOptions {
   protection: ProtectionLevel;
   socket: string;
   descriptorSocket: string;
+  dial: DialPeer;
+  /** Unix ms; undefined: security is off. */
+  certificateEndsMs: () => number | undefined;
   /** For MX_NIXL_LIBRARY, NIXL_PREFIX and what Kubernetes sets. */
   env: Readonly<Record<string, string | undefined>>;
 }
@@ -120,7 +124,9 @@ export function createDoctor(options: DoctorOptions): Doctor {
       const reading: ClockFacts["controlPlane"] =
         nowMs === 0n ? undefined : { theirsMs: Number(nowMs), oursMs: askedAt.wall + roundTripMs / 2, roundTripMs };
       const others = nodes.filter(({ name, state }) => name !== options.node && state !== NodeState.LOST);
-      const peers = await inGroups(others.slice(0, PEERS_MAX), ({ name, address }) => peerFacts(name, address));
+      const peers = await inGroups(others.slice(0, PEERS_MAX), ({ name, address }) =>
+        peerFacts(name, address, options.dial),
+      );
       return [
         about(undefined),
         ...peerChecks(peers, others.length - peers.length),
@@ -153,7 +159,7 @@ export function createDoctor(options: DoctorOptions): Doctor {
       }),
       ...storeResults,
       ...networkResults,
-      securityCheck(),
+      securityCheck(options.certificateEndsMs()),
     ];
   };
 

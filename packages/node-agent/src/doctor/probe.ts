@@ -2,7 +2,8 @@ import { readFileSync, readlinkSync, statSync } from "node:fs";
 import { connect } from "node:net";
 import { dirname } from "node:path";
 import { PeerService } from "@weightline/proto/peer";
-import { createGrpcChannel, fromRpcError, parseAddress } from "@weightline/runtime";
+import { fromRpcError, type GrpcChannel, parseAddress } from "@weightline/runtime";
+import type { DialPeer } from "../peers/peer-security.ts";
 import { type ProcessLimits, readLimits } from "./limits.ts";
 import type { PeerFacts } from "./peers.ts";
 import type { SocketFacts } from "./sockets.ts";
@@ -71,11 +72,11 @@ function dial(address: string): Promise<string> {
 }
 
 /** Asks another node's agent where its mover listens, and dials that. */
-export async function peerFacts(name: string, address: string): Promise<PeerFacts> {
+export async function peerFacts(name: string, address: string, dialPeer: DialPeer): Promise<PeerFacts> {
   const facts: PeerFacts = { name, address, agent: "", dataAddress: "", data: "" };
-  let channel: ReturnType<typeof createGrpcChannel> | undefined;
+  let channel: GrpcChannel | undefined;
   try {
-    channel = createGrpcChannel({ addresses: [parseAddress(address, "node address")] });
+    channel = dialPeer(name, address);
     const { endpoints } = await channel.client(PeerService).find({}, { timeoutMs: PEER_TIMEOUT_MS });
     facts.dataAddress = endpoints.find(({ transport }) => transport === "stream")?.address ?? "";
     facts.data = facts.dataAddress === "" ? "" : await dial(facts.dataAddress);

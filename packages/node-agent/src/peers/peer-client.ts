@@ -1,18 +1,12 @@
 import type { Holding as HoldingMessage } from "@weightline/proto/common";
 import { PeerService } from "@weightline/proto/peer";
 import { native, type StreamTicket } from "@weightline/rdma-native";
-import {
-  createGrpcChannel,
-  fromRpcError,
-  type GrpcChannel,
-  type Logger,
-  parseAddress,
-  WeightlineError,
-} from "@weightline/runtime";
+import { fromRpcError, type GrpcChannel, type Logger, WeightlineError } from "@weightline/runtime";
 import type { KnownHolder } from "../directory/directory-client.ts";
 import type { Candidate } from "../fills/candidates.ts";
 import type { Wanted } from "../fills/wanted.ts";
 import type { Holding } from "../holdings/holding.ts";
+import type { DialPeer } from "./peer-security.ts";
 
 /** What a parent's agent gave. */
 export interface Opened {
@@ -48,14 +42,16 @@ const OF_THE_PEER: ReadonlySet<string> = new Set([
 const TICKET_ID_BYTES = 16;
 const SECRET_BYTES = 32;
 
-export function createPeerClient(node: string, log: Logger): PeerClient {
+export function createPeerClient(node: string, dial: DialPeer, log: Logger): PeerClient {
   const channels = new Map<string, GrpcChannel>();
 
-  const clientOf = (address: string) => {
-    let channel = channels.get(address);
+  const clientOf = ({ node: name, address }: Pick<KnownHolder, "node" | "address">) => {
+    // An address may become another node's.
+    const key = `${name} ${address}`;
+    let channel = channels.get(key);
     if (channel === undefined) {
-      channel = createGrpcChannel({ addresses: [parseAddress(address, "peer address")] });
-      channels.set(address, channel);
+      channel = dial(name, address);
+      channels.set(key, channel);
       const oldest = channels.keys().next().value;
       if (channels.size > CHANNELS_MAX && oldest !== undefined) {
         channels.get(oldest)?.close();
@@ -68,7 +64,7 @@ export function createPeerClient(node: string, log: Logger): PeerClient {
   return {
     async find(holder, { sourceId, rank }, signal) {
       try {
-        const reply = await clientOf(holder.address).find(
+        const reply = await clientOf(holder).find(
           { subject: { case: "source", value: { sourceId, rank } } },
           { timeoutMs: FIND_TIMEOUT_MS, signal },
         );
@@ -93,7 +89,7 @@ export function createPeerClient(node: string, log: Logger): PeerClient {
         );
       let reply: Awaited<ReturnType<ReturnType<typeof clientOf>["open"]>>;
       try {
-        reply = await clientOf(candidate.address).open(
+        reply = await clientOf(candidate).open(
           {
             holdingId: candidate.holding.holdingId,
             child: node,

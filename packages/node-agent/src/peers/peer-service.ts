@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import type { HandlerContext } from "@connectrpc/connect";
 import { PeerService } from "@weightline/proto/peer";
 import { type DigestAlgorithm, native } from "@weightline/rdma-native";
 import {
@@ -36,6 +37,8 @@ export interface PeerServiceOptions {
   drain: () => void;
   /** Proves chunks that a child refused; true when they are wrong here. */
   checkDamage: (holding: Holding, chunks: readonly bigint[]) => Promise<boolean>;
+  /** Throws PermissionDenied when the caller is another than the child that it says it is. */
+  checkNode: (context: HandlerContext, child: string) => void;
 }
 
 /** architecture.md: a ticket lives so long. */
@@ -133,7 +136,9 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
         options.closed() === "" ? found.filter(({ layout, suspect }) => layout !== undefined && !suspect) : [];
       return { node, epoch: store.epoch(), holdings: holdings.map(toMessage), endpoints: endpoints() };
     },
-    async open({ holdingId, child, streams, minVersion, maxVersion, algorithm, epoch }, { signal }) {
+    async open({ holdingId, child, streams, minVersion, maxVersion, algorithm, epoch }, context) {
+      options.checkNode(context, child);
+      const { signal } = context;
       refuseWhileClosed();
       if (!mover.running()) {
         throw new WeightlineError("Unavailable", `node ${node}: ${mover.trouble()}`, {
@@ -180,7 +185,8 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
         version,
       };
     },
-    async reportDamage({ holdingId, chunks, child }) {
+    async reportDamage({ holdingId, chunks, child }, context) {
+      options.checkNode(context, child);
       const holding = servable(holdingId);
       if (chunks.length === 0 || chunks.length > DAMAGE_CHUNKS_MAX) {
         throw new WeightlineError(

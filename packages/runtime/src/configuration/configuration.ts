@@ -1,5 +1,5 @@
 import { WeightlineError } from "../error.ts";
-import { acceptsNone, type Option, type OptionTable, type OptionValues } from "./option.ts";
+import { acceptsNone, type Fault, type Option, type OptionTable, type OptionValues } from "./option.ts";
 import { readYamlFile } from "./yaml-file.ts";
 
 /** What a command line asks the program to do. */
@@ -23,6 +23,8 @@ export interface ConfigurationOptions<Table extends object> {
   /** Command line after the program's name. */
   argv: readonly string[];
   env: Readonly<Record<string, string | undefined>>;
+  /** What the values must be together; returns what is wrong, or undefined. */
+  check?: ((values: OptionValues<Table>) => Fault | undefined) | undefined;
 }
 
 /** Flags that every program has. */
@@ -336,6 +338,10 @@ export function readConfiguration<Table extends object>(options: ConfigurationOp
     }
     values[name] = found.value;
     origins[name] = found.origin;
+  }
+  const wrong = onlyText ? undefined : options.check?.(values as OptionValues<Table>);
+  if (wrong !== undefined) {
+    throw new WeightlineError("InvalidArgument", wrong.message, { field: "settings", wayOut: wrong.wayOut });
   }
   return { action: line.action, values, origins, notices } as unknown as Configuration<Table>;
 }

@@ -1,6 +1,7 @@
 import { type Configuration, readConfiguration } from "./configuration.ts";
 import { effectiveText, helpText, sampleText } from "./configuration-text.ts";
 import { schemaText } from "./json-schema.ts";
+import type { Fault, OptionValues } from "./option.ts";
 
 export interface ProgramDescription<Table extends object> {
   /** Name of the program, as a user types it. */
@@ -8,6 +9,8 @@ export interface ProgramDescription<Table extends object> {
   summary: string;
   table: Table;
   examples: readonly string[];
+  /** What the values must be together. */
+  check?: (values: OptionValues<Table>) => Fault | undefined;
 }
 
 /**
@@ -17,8 +20,8 @@ export interface ProgramDescription<Table extends object> {
 export function configureProgram<Table extends object>(
   description: ProgramDescription<Table>,
 ): Configuration<Table> | undefined {
-  const { program, summary, table, examples } = description;
-  const configuration = readConfiguration({ table, argv: process.argv.slice(2), env: process.env });
+  const { program, summary, table, examples, check } = description;
+  const configuration = readConfiguration({ table, argv: process.argv.slice(2), env: process.env, check });
   const print = (text: string) => void process.stdout.write(text);
   switch (configuration.action) {
     case "help":

@@ -65,7 +65,7 @@ export function readYamlFile(path: string, field: string): Record<string, unknow
     );
   }
   // What the parser would only warn of changes what a value is: a tag that is not known is a mistake too.
-  const document = parseDocument(text, { logLevel: "error", prettyErrors: true });
+  const document = parseDocument(text, { logLevel: "error", prettyErrors: true, stringKeys: true });
   const [error] = [...document.errors, ...document.warnings];
   if (error !== undefined) {
     throw refuse(field, path, faultOf(error), "mend that line, or check the file with a YAML linter");

@@ -183,14 +183,13 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
 
   return {
     interceptor(method, intercepting) {
-      const { remoteAddress = "", remotePort = 0 } = intercepting.getConnectionInfo();
       let inside = intercepting as unknown as CallInside;
       while (inside.nextCall !== undefined) {
         inside = inside.nextCall;
       }
       const sendStatus = inside.sendStatus.bind(inside);
       inside.sendStatus = (status) => sendStatus(blameCaller(status));
-      const connection = table.callBegan(remoteAddress, remotePort, inside.stream.session);
+      const connection = table.callBegan(intercepting.getConnectionInfo(), inside.stream.session);
       if (connection !== undefined) {
         watch(inside, connection, method as grpc.ServerMethodDefinition<unknown, unknown>, (code, details) =>
           intercepting.sendStatus({ code, details, metadata: null }),

@@ -15,9 +15,12 @@ export interface Peer {
 
 /** One accepted connection. */
 export interface Connection {
+  readonly key: string;
   readonly peer: Peer;
   readonly socket: Socket;
   readonly acceptedAtMs: number;
+  /** What HTTP/2 is spoken on: the socket, or the TLS on it; undefined until that is known. */
+  http2: Socket | undefined;
   /** Known from its first call on. */
   session: Http2Session | undefined;
   callsCount: number;
@@ -27,14 +30,25 @@ export interface Connection {
 export interface ConnectionTable {
   /** False: the connection was refused and is gone. */
   admit(socket: Socket): boolean;
-  /** A call began on the connection from this address and port; undefined for a connection that is gone already. */
-  callBegan(address: string, port: number, session: Http2Session | undefined): Connection | undefined;
+  /** HTTP/2 can be spoken from now on, on the connection itself or on the TLS on it. */
+  ready(socket: Socket): void;
+  /** A call began on the connection between these addresses; undefined for one that is gone already. */
+  callBegan(ends: ConnectionEnds, session: Http2Session | undefined): Connection | undefined;
   callEnded(connection: Connection): void;
   /** Starts the call's work when it is its peer's turn. */
   startCall(connection: Connection, start: () => void): void;
   /** Connections that are open. */
   count(): number;
+  /** Ends those on which HTTP/2 cannot be spoken yet. */
+  endUnready(): void;
   close(): void;
+}
+
+/** Which connection it is, the same for a socket and for the TLS on it. */
+export interface ConnectionEnds {
+  readonly remoteAddress?: string | undefined;
+  readonly remotePort?: number | undefined;
+  readonly localAddress?: string | undefined;
 }
 
 /** HTTP/2's preface and an empty SETTINGS frame: the least that a client sends at once. */
@@ -45,7 +59,7 @@ const LOOK_INTERVAL_MS = 1000;
 
 export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): ConnectionTable {
   const peers = new Map<string, Peer>();
-  const byEndpoint = new Map<string, Connection>();
+  const byEnds = new Map<string, Connection>();
   /** The longest idle first. */
   const idle = new Set<Connection>();
   /** Of whom nothing is known yet, the oldest first. */
@@ -53,15 +67,15 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
 
   const turns = createTurns(limits.callsPerTurnCount);
 
-  const forget = (connection: Connection, endpoint: string) => {
-    const { peer } = connection;
+  const forget = (connection: Connection) => {
+    const { key, peer } = connection;
     peer.connections.delete(connection);
     peer.idle.delete(connection);
     idle.delete(connection);
     fresh.delete(connection);
     turns.forget(connection);
-    if (byEndpoint.get(endpoint) === connection) {
-      byEndpoint.delete(endpoint);
+    if (byEnds.get(key) === connection) {
+      byEnds.delete(key);
     }
     if (peer.connections.size === 0 && peers.get(peer.address) === peer) {
       peers.delete(peer.address);
@@ -71,7 +85,7 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
   const endIdle = (connection: Connection, reason: LimitReason) => {
     const { socket, session, peer } = connection;
     onLimit(reason, peer.address);
-    forget(connection, endpointOf(socket));
+    forget(connection);
     session?.close();
     setTimeout(() => socket.destroy(), session === undefined ? 0 : GOING_MS).unref();
   };
@@ -90,7 +104,7 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
         break;
       }
       fresh.delete(connection);
-      if (connection.socket.bytesRead < GREETING_BYTES) {
+      if ((connection.http2?.bytesRead ?? 0) < GREETING_BYTES) {
         endIdle(connection, "silent-connection");
       }
     }
@@ -100,7 +114,7 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
     if (peer !== undefined && peer.connections.size >= limits.connectionsPerAddressCount) {
       return makeRoom(peer.idle, "connections-per-address") ? undefined : "connections-per-address";
     }
-    if (byEndpoint.size >= limits.connectionsCount) {
+    if (byEnds.size >= limits.connectionsCount) {
       return makeRoom(idle, "connections") ? undefined : "connections";
     }
     return undefined;
@@ -120,18 +134,31 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
         return false;
       }
       const peer = peers.get(address) ?? { address, connections: new Set(), idle: new Set(), bytes: 0 };
-      const connection = { peer, socket, acceptedAtMs: performance.now(), session: undefined, callsCount: 0 };
-      const endpoint = endpointOf(socket);
+      const connection: Connection = {
+        key: keyOf(socket),
+        peer,
+        socket,
+        acceptedAtMs: performance.now(),
+        http2: undefined,
+        session: undefined,
+        callsCount: 0,
+      };
       peers.set(address, peer);
-      byEndpoint.set(endpoint, connection);
+      byEnds.set(connection.key, connection);
       for (const set of [peer.connections, peer.idle, idle, fresh]) {
         set.add(connection);
       }
-      socket.once("close", () => forget(connection, endpoint));
+      socket.once("close", () => forget(connection));
       return true;
     },
-    callBegan(address, port, session) {
-      const connection = byEndpoint.get(`${address} ${port}`);
+    ready(socket) {
+      const connection = byEnds.get(keyOf(socket));
+      if (connection !== undefined) {
+        connection.http2 = socket;
+      }
+    },
+    callBegan(ends, session) {
+      const connection = byEnds.get(keyOf(ends));
       if (connection !== undefined) {
         connection.callsCount += 1;
         connection.session = session;
@@ -149,7 +176,14 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
       }
     },
     startCall: (connection, start) => turns.start(connection, start),
-    count: () => byEndpoint.size,
+    count: () => byEnds.size,
+    endUnready() {
+      for (const { http2, socket } of byEnds.values()) {
+        if (http2 === undefined) {
+          socket.destroy();
+        }
+      }
+    },
     close() {
       clearInterval(look);
       turns.close();
@@ -157,6 +191,7 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
   };
 }
 
-function endpointOf({ remoteAddress, remotePort }: Socket): string {
-  return `${remoteAddress} ${remotePort}`;
+/** A client may use one port of its own towards several addresses of the server. */
+function keyOf({ remoteAddress, remotePort, localAddress }: ConnectionEnds): string {
+  return `${remoteAddress} ${remotePort} ${localAddress}`;
 }

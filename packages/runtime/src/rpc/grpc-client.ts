@@ -1,6 +1,7 @@
 import type { DescService } from "@bufbuild/protobuf";
 import { type Client, createClient } from "@connectrpc/connect";
 import type { NetworkAddress } from "../network-address.ts";
+import type { ChannelTls } from "../security/certificates.ts";
 import { createGrpcTransport } from "./grpc-transport.ts";
 
 export interface GrpcChannelOptions {
@@ -11,6 +12,10 @@ export interface GrpcChannelOptions {
   addresses: readonly NetworkAddress[];
   /** Ms of a call that gives no deadline of its own. Default 10,000; streams have none by default. */
   defaultTimeoutMs?: number;
+  /** Undefined: plain connections. */
+  tls?: ChannelTls | undefined;
+  /** Goes with every call. Secret; only with `tls`. */
+  token?: string | undefined;
 }
 
 export interface GrpcChannel {
@@ -22,7 +27,7 @@ export interface GrpcChannel {
 const DEFAULT_TIMEOUT_MS = 10_000;
 
 /** Opens channels; nothing is dialled before the first call. */
-export function createGrpcChannel({ addresses, defaultTimeoutMs }: GrpcChannelOptions): GrpcChannel {
-  const { transport, close } = createGrpcTransport(addresses, defaultTimeoutMs ?? DEFAULT_TIMEOUT_MS);
+export function createGrpcChannel({ addresses, defaultTimeoutMs, tls, token }: GrpcChannelOptions): GrpcChannel {
+  const { transport, close } = createGrpcTransport(addresses, defaultTimeoutMs ?? DEFAULT_TIMEOUT_MS, { tls, token });
   return { client: (service) => createClient(service, transport), close };
 }

@@ -1,9 +1,11 @@
 import { type EventEmitter, on } from "node:events";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { create, type DescMessage, type DescMethod, type MessageShape } from "@bufbuild/protobuf";
-import { Code, createHandlerContext, type HandlerContext } from "@connectrpc/connect";
+import { Code, createContextValues, createHandlerContext, type HandlerContext } from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
 import { WeightlineError } from "../error.ts";
+import { CALLER } from "../security/access.ts";
+import { callerOf } from "./call-authorization.ts";
 import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import { toHeaders } from "./grpc-metadata.ts";
 import { ERROR_METADATA, encodeDetail, malformedRequest, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
@@ -22,12 +24,14 @@ export interface HandlerSurroundings {
   onCall?: (service: string, method: string, code: string, seconds: number) => void;
   /** Told of every call that failed. */
   onFailure?: (failure: CallFailure) => void;
+  /** True: every call that gets here has a caller, see {@link CALLER}. */
+  secured?: boolean;
 }
 
 type Message = MessageShape<DescMessage>;
 type RequestStream = grpc.ServerReadableStream<unknown, unknown> | grpc.ServerDuplexStream<unknown, unknown>;
 type ReplyStream = grpc.ServerWritableStream<unknown, unknown> | grpc.ServerDuplexStream<unknown, unknown>;
-type Status = Partial<grpc.StatusObject> & { code: number };
+type Status = Pick<grpc.StatusObject, "code" | "details" | "metadata">;
 
 /** What all kinds of calls have. */
 interface Call extends EventEmitter {
@@ -60,7 +64,7 @@ function decoded(method: DescMethod, message: unknown): unknown {
 /** Messages of a caller that are kept until the handler takes them. */
 const READ_AHEAD_COUNT = 16;
 
-function contextOf(method: DescMethod, call: Call, { shutdown, cut }: HandlerSurroundings) {
+function contextOf(method: DescMethod, call: Call, { shutdown, cut, secured }: HandlerSurroundings) {
   const cancelled = new AbortController();
   const deadline = call.getDeadline();
   const deadlineMs = deadline instanceof Date ? deadline.getTime() : deadline;
@@ -74,6 +78,7 @@ function contextOf(method: DescMethod, call: Call, { shutdown, cut }: HandlerSur
     requestSignal: cancelled.signal,
     // A stream could go on for ever, and is told to end; what has one answer may still give it.
     shutdownSignal: method.methodKind === "unary" ? cut : shutdown,
+    ...(secured === true ? { contextValues: createContextValues().set(CALLER, callerOf(call.metadata)) } : {}),
     ...(Number.isFinite(deadlineMs) ? { timeoutMs: Math.max(0, deadlineMs - Date.now()) } : {}),
   });
   // grpc-js says so of every call, when it has ended too.
@@ -81,16 +86,17 @@ function contextOf(method: DescMethod, call: Call, { shutdown, cut }: HandlerSur
   return context;
 }
 
-function toStatus(method: DescMethod, error: unknown, onFailure: HandlerSurroundings["onFailure"]): Status {
+/** The status of a failed call, told to `onFailure`; `name` like "package.Service/Method". */
+function toStatus(name: string, error: unknown, onFailure: HandlerSurroundings["onFailure"]): Status {
   const requestId = newRequestId();
-  const connectError = failCall(`${method.parent.typeName}/${method.name}`, error, requestId, onFailure);
+  const connectError = failCall(name, error, requestId, onFailure);
   const metadata = new grpc.Metadata();
   metadata.set(REQUEST_ID_METADATA, requestId);
   const detail = encodeDetail(connectError);
   if (detail !== undefined) {
     metadata.set(ERROR_METADATA, Buffer.from(detail));
   }
-  return { code: connectError.code as number, details: statusMessage(connectError), metadata };
+  return { code: connectError.code as number as grpc.status, details: statusMessage(connectError), metadata };
 }
 
 /** "resource_exhausted", as metrics name it. */
@@ -117,13 +123,21 @@ async function observed(
     context = contextOf(method, call, surroundings);
     await body(context);
   } catch (error) {
-    const status = toStatus(method, error, surroundings.onFailure);
+    const status = toStatus(`${method.parent.typeName}/${method.name}`, error, surroundings.onFailure);
     code = status.code;
     fail(status);
   } finally {
     context?.abort(CALL_OVER);
   }
   surroundings.onCall?.(method.parent.typeName, method.name, codeName(code), (performance.now() - start) / 1000);
+}
+
+/** The status of a call that was turned away before its handler: `path` is that of HTTP. It is told to the hooks. */
+export function turnedAway(path: string, error: unknown, startedMs: number, surroundings: HandlerSurroundings): Status {
+  const status = toStatus(path.slice(1), error, surroundings.onFailure);
+  const [service = "", method = ""] = path.slice(1).split("/");
+  surroundings.onCall?.(service, method, codeName(status.code), (performance.now() - startedMs) / 1000);
+  return status;
 }
 
 /** A caller's messages, as fast as the handler takes them; ends with the signal's reason. */

@@ -8,10 +8,18 @@ import { WeightlineError } from "../error.ts";
 import { formatAddress } from "../network-address.ts";
 import type { CallFailure } from "./call-failure.ts";
 import { createCallWatch } from "./call-watch.ts";
+import { SECURE_SERVER_OPTIONS, type ServerSecurity, takePlainly, takeSecurely } from "./connection-intake.ts";
 import { createConnectionTable } from "./connection-table.ts";
-import { type Handler, type HandlerSurroundings, streamsOf, toGrpcHandler, Undecodable } from "./grpc-handlers.ts";
+import {
+  type Handler,
+  type HandlerSurroundings,
+  streamsOf,
+  toGrpcHandler,
+  turnedAway,
+  Undecodable,
+} from "./grpc-handlers.ts";
 import { checkMessageValues } from "./message-values.ts";
-import { bindPlainly } from "./plain-binding.ts";
+import { bindPort } from "./port-binding.ts";
 import {
   HEADER_BLOCK_MAX_BYTES,
   HEADER_PAIRS_MAX_COUNT,
@@ -57,6 +65,8 @@ export interface GrpcServerOptions {
   onLimit?: OnLimit;
   /** In place of those of SERVER_LIMITS. */
   limits?: Partial<ServerLimits>;
+  /** Undefined: security is off. */
+  security?: ServerSecurity | undefined;
 }
 
 export interface GrpcServer {
@@ -145,7 +155,7 @@ function limitSessions(server: grpc.Server): void {
 
 /** Serves gRPC. Pings of clients are answered however often they come. */
 export async function createGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
-  const { onCall, onFailure } = options;
+  const { onCall, onFailure, security } = options;
   const stopping = new AbortController();
   const cutting = new AbortController();
   // Each running call listens.
@@ -163,11 +173,13 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     // It would keep a record for each connection.
     "grpc.enable_channelz": 0,
     interceptors: [watch.interceptor],
+    ...(security === undefined ? {} : SECURE_SERVER_OPTIONS),
   });
   limitSessions(server);
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,
     cut: cutting.signal,
+    secured: security !== undefined,
     ...(onCall === undefined ? {} : { onCall }),
     ...(onFailure === undefined ? {} : { onFailure }),
   };
@@ -175,7 +187,11 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     addRoute(server, entry, around);
   }
   const host = await firstBindable(options.bind);
-  const listener = await bindPlainly(server, table, { host, port: options.port }).catch((error: Error) => {
+  const take =
+    security === undefined
+      ? takePlainly(server, table)
+      : takeSecurely(server, table, security, (path, error, startedMs) => turnedAway(path, error, startedMs, around));
+  const listener = await bindPort(table, { host, port: options.port }, take).catch((error: Error) => {
     throw portError(options.portFlag, host, options.port, error);
   });
   return {

@@ -1,8 +1,10 @@
+import type { PeerCertificate } from "node:tls";
 import { create, type DescMessage, type DescMethod, fromBinary, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import { Code, ConnectError, type Transport } from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
 import { WeightlineError } from "../error.ts";
 import { formatAddress, type NetworkAddress } from "../network-address.ts";
+import type { ChannelTls } from "../security/certificates.ts";
 import { streamsOf } from "./grpc-handlers.ts";
 import { type HeaderInit, toMetadata } from "./grpc-metadata.ts";
 import { type ClientUse, createRenewedClient, type RenewedClient } from "./renewed-client.ts";
@@ -37,6 +39,20 @@ function plainMessage(text: string): string {
   return inner === undefined ? text : inner === "null" ? "cannot be reached" : `cannot be reached: ${inner}`;
 }
 
+/** Server names are not addresses, and peers are known by what their certificates name: all are asked for by this one. */
+const SERVER_NAME = "weightline";
+
+function credentialsOf(tls: ChannelTls | undefined): [grpc.ChannelCredentials, grpc.ChannelOptions] {
+  if (tls === undefined) {
+    return [grpc.credentials.createInsecure(), CHANNEL_OPTIONS];
+  }
+  const checkServerIdentity = (_name: string, certificate: PeerCertificate) => tls.checkPeer(certificate);
+  return [
+    grpc.credentials.createFromSecureContext(tls.context, { checkServerIdentity }),
+    { ...CHANNEL_OPTIONS, "grpc.ssl_target_name_override": SERVER_NAME },
+  ];
+}
+
 function toError(error: grpc.ServiceError): ConnectError {
   const [detail] = error.metadata?.get(ERROR_METADATA) ?? [];
   const bytes = detail instanceof Buffer ? detail : undefined;
@@ -66,11 +82,10 @@ class Target {
   /** Undefined: a connection may take the whole deadline. */
   readonly #connectTimeoutMs: number | undefined;
 
-  constructor(address: NetworkAddress, connectTimeoutMs: number | undefined) {
+  constructor(address: NetworkAddress, connectTimeoutMs: number | undefined, tls: ChannelTls | undefined) {
     this.#address = formatAddress(address);
-    this.#clients = createRenewedClient(
-      () => new grpc.Client(this.#address, grpc.credentials.createInsecure(), CHANNEL_OPTIONS),
-    );
+    const parameters = credentialsOf(tls);
+    this.#clients = createRenewedClient(() => new grpc.Client(this.#address, ...parameters));
     this.#connectTimeoutMs = connectTimeoutMs;
   }
 
@@ -155,12 +170,12 @@ class Targets {
   readonly #all: Target[];
   #first = 0;
 
-  constructor(addresses: readonly NetworkAddress[]) {
+  constructor(addresses: readonly NetworkAddress[], tls: ChannelTls | undefined) {
     if (addresses.length === 0) {
       throw new WeightlineError("InvalidArgument", "no address is given", { wayOut: "give host:port" });
     }
     const connectTimeoutMs = addresses.length > 1 ? CONNECT_TIMEOUT_MS : undefined;
-    this.#all = addresses.map((address) => new Target(address, connectTimeoutMs));
+    this.#all = addresses.map((address) => new Target(address, connectTimeoutMs, tls));
   }
 
   /** Each of them once, the one that answered last first. */
@@ -233,11 +248,11 @@ function attemptOf(
   method: DescMethod,
   signal: AbortSignal | undefined,
   timeoutMs: number | undefined,
-  header: HeaderInit,
+  metadata: grpc.Metadata,
   input: Message,
 ): Attempt {
   const deadlineMs = timeoutMs === undefined ? Number.POSITIVE_INFINITY : performance.now() + timeoutMs;
-  return { method, message: input, metadata: toMetadata(header), signal, deadlineMs };
+  return { method, message: input, metadata, signal, deadlineMs };
 }
 
 /** The one message of a method that takes one. */
@@ -256,8 +271,16 @@ async function onlyMessage(method: DescMethod, input: AsyncIterable<unknown>): P
 export function createGrpcTransport(
   addresses: readonly NetworkAddress[],
   defaultTimeoutMs: number,
+  { tls, token }: { tls: ChannelTls | undefined; token: string | undefined },
 ): { transport: Transport; close(): void } {
-  const targets = new Targets(addresses);
+  const targets = new Targets(addresses, tls);
+  const metadataOf = (header: HeaderInit) => {
+    const metadata = toMetadata(header);
+    if (token !== undefined) {
+      metadata.set("authorization", `Bearer ${token}`);
+    }
+    return metadata;
+  };
   const reply = (method: DescMethod) => ({
     service: method.parent,
     method,
@@ -266,11 +289,17 @@ export function createGrpcTransport(
   });
   const transport: Transport = {
     async unary(method, signal, timeoutMs, header, input) {
-      const attempt = attemptOf(method, signal, timeoutMs ?? defaultTimeoutMs, header, create(method.input, input));
+      const attempt = attemptOf(
+        method,
+        signal,
+        timeoutMs ?? defaultTimeoutMs,
+        metadataOf(header),
+        create(method.input, input),
+      );
       return { ...reply(method), stream: false, message: await callUnary(targets, attempt) } as never;
     },
     async stream(method, signal, timeoutMs, header, input) {
-      const attempt = attemptOf(method, signal, timeoutMs, header, await onlyMessage(method, input));
+      const attempt = attemptOf(method, signal, timeoutMs, metadataOf(header), await onlyMessage(method, input));
       return { ...reply(method), stream: true, message: callStream(targets, attempt) } as never;
     },
   };

@@ -86,7 +86,7 @@ function codeOf(rpcCode: Code): ErrorCode {
       return code as ErrorCode;
     }
   }
-  return rpcCode === Code.Unauthenticated ? "PermissionDenied" : "Internal";
+  return "Internal";
 }
 
 function fromDetail(

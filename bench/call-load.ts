@@ -13,6 +13,8 @@ export interface LoadResult {
   latenciesMs: Float64Array;
   /** Calls that were not answered, or not as they should be. */
   failed: number;
+  /** What was read in the last reply that was not as it should be; "" when all were. */
+  complaint: string;
   /** Seconds from the first call's start to the last one's end. */
   seconds: number;
 }
@@ -40,6 +42,7 @@ export function openConnections(port: number, count: number): Promise<RawConnect
 function createTally(options: LoadOptions) {
   const latencies: number[] = [];
   let failed = 0;
+  let complaint = "";
   let lastAt = 0;
   const { promise, resolve } = Promise.withResolvers<void>();
   return {
@@ -51,6 +54,7 @@ function createTally(options: LoadOptions) {
         latencies.push(lastAt - startedAt);
       } else {
         failed += 1;
+        complaint = answered ? message.toString("utf8").replace(/[^ -~]/g, "") : "no reply's message";
       }
       if (latencies.length + failed === options.count) {
         resolve();
@@ -59,6 +63,7 @@ function createTally(options: LoadOptions) {
     result: (startedAt: number): LoadResult => ({
       latenciesMs: Float64Array.from(latencies).sort(),
       failed,
+      complaint,
       seconds: (lastAt - startedAt) / 1000,
     }),
   };

@@ -16,7 +16,16 @@ import {
 } from "@weightline/runtime";
 import t, { type Test } from "tap";
 import { H2, type HostilePeer } from "./support/hostile-peer.ts";
-import { END_STREAM, FRAME, frame, grpcMessage, windowUpdate } from "./support/http2-frames.ts";
+import {
+  END_STREAM,
+  FRAME,
+  frame,
+  grpcMessage,
+  openRawConnection,
+  prepareCall,
+  type RawConnection,
+  windowUpdate,
+} from "./support/http2-frames.ts";
 import { EMPTY, GET_HEALTH, isServed, limited, overTls, PLAIN, type Way } from "./support/limited-server.ts";
 import { until } from "./support/processes.ts";
 
@@ -110,7 +119,7 @@ eachWay("calls at once on one connection: who makes more than it was told to los
     t.match(await right.end(stream), OK);
   }
   t.ok(await isServed(right), "there is room again");
-  t.equal(SERVER_LIMITS.streamsPerConnectionCount, 256);
+  t.equal(SERVER_LIMITS.streamsPerConnectionCount, 32);
 });
 
 t.test("headers of a request: their bytes and their number", async (t) => {
@@ -391,4 +400,37 @@ t.test("a generated client waits where a stream is one too many", async (t) => {
   await sleep(100);
   letGo();
   t.equal((await Promise.all(calls)).length, 6);
+});
+
+eachWay("calls of one address do not keep those of another waiting, and all are served", async (t, way) => {
+  const call = prepareCall(GET_HEALTH, Buffer.alloc(0));
+  /** How many of 240 calls of one address were answered before one of another that came after them. */
+  const answeredBefore = async (callsPerTurnCount: number): Promise<number> => {
+    const { server } = await limited(t, way, { callsPerTurnCount });
+    const many = await Promise.all(Array.from({ length: 8 }, () => openRawConnection(server.port, undefined, way.tls)));
+    const other = await openRawConnection(server.port, OTHER, way.tls);
+    t.teardown(() => {
+      for (const one of [...many, other]) {
+        one.close();
+      }
+    });
+    const ask = (one: RawConnection) =>
+      new Promise<boolean>((resolve) => one.send(call, false, ({ answered }) => resolve(answered)));
+    t.ok(await ask(other), "it counts as one who makes calls");
+    let answered = 0;
+    const calls = many.flatMap((one) =>
+      Array.from({ length: 30 }, () => ask(one).then((served) => served && ++answered)),
+    );
+    // They are on their way; this one comes after them.
+    await new Promise((resolve) => setImmediate(resolve));
+    t.ok(await ask(other));
+    const before = answered;
+    await Promise.all(calls);
+    t.equal(answered, 240, "all of the many were served");
+    return before;
+  };
+  const without = await answeredBefore(Number.POSITIVE_INFINITY);
+  const withTurns = await answeredBefore(2);
+  t.ok(without > 120, `without turns ${without} of 240 came before it`);
+  t.ok(withTurns < 60, `${withTurns} of 240 came before it`);
 });

@@ -25,6 +25,8 @@ const VALUES = 1_000_000;
 const GREETING = Buffer.concat([PREFACE, settings([])]);
 /** What is written at once. */
 const BATCH = 200;
+/** Calls at once that the server allows on a connection. */
+const STREAMS = 32;
 const HELD_CONNECTIONS = 1500;
 /** On a busy machine a flood may need so long to begin. */
 const LATE_MS = 20_000;
@@ -130,9 +132,9 @@ function stuck(port: number, greeting: Buffer, call: (stream: number) => Buffer)
     const socket = await opened(port);
     socket?.on("error", () => undefined);
     socket?.resume();
-    socket?.write(Buffer.concat([greeting, ...Array.from({ length: 100 }, (_, i) => call(1 + 2 * i))]));
+    socket?.write(Buffer.concat([greeting, ...Array.from({ length: STREAMS }, (_, i) => call(1 + 2 * i))]));
     await sleep(5);
-    return socket === undefined ? 0 : 100;
+    return socket === undefined ? 0 : STREAMS;
   };
 }
 
@@ -172,8 +174,8 @@ const FLOODS: Readonly<Record<string, (port: number) => Step | Promise<Step>>> =
     socket?.destroy();
     return 1;
   },
-  calls: (port) => pressing(port, 4, 100, Buffer.alloc(0)),
-  "malformed-calls": (port) => pressing(port, 4, 100, Buffer.from([0x07, 0x00, 0xff])),
+  calls: (port) => pressing(port, 16, 32, Buffer.alloc(0)),
+  "malformed-calls": (port) => pressing(port, 16, 32, Buffer.from([0x07, 0x00, 0xff])),
   "rapid-reset": (port) =>
     onConnections(port, GREETING, (stream) =>
       many((i) => Buffer.concat([headers(stream + 2 * i), cancel(stream + 2 * i)])),

@@ -1,6 +1,7 @@
 // gRPC by hand over a plain socket: requests are bytes that were made before, replies are not decoded. A load generator must cost
 // less than the server that it measures, and a hostile client does what no library does.
 import { connect, type Socket } from "node:net";
+import { type ConnectionOptions, connect as connectTls } from "node:tls";
 
 /** Types of HTTP/2 frames. */
 export const FRAME = {
@@ -23,8 +24,8 @@ const WINDOW_MAX = 2 ** 31 - 1;
 /** HTTP/2's own: what may be sent before the first WINDOW_UPDATE. */
 const FIRST_WINDOW_BYTES = 65_535;
 const FRAME_MAX_BYTES = 16_384;
-/** As stock servers allow at least; more wait here. */
-const CALLS_AT_ONCE = 100;
+/** What the server allows on a connection; more wait here. */
+const CALLS_AT_ONCE = 32;
 const HEADER_TABLE_SIZE = 1;
 export const INITIAL_WINDOW_SIZE = 4;
 
@@ -169,9 +170,14 @@ export async function dial(port: number, localAddress = "127.0.0.1"): Promise<So
   return socket;
 }
 
-/** Opens a connection. */
-export async function openRawConnection(port: number, localAddress?: string): Promise<RawConnection> {
-  const socket = await dial(port, localAddress);
+/** Opens a connection; over TLS where there are options for it. */
+export async function openRawConnection(
+  port: number,
+  localAddress?: string,
+  tls?: ConnectionOptions,
+): Promise<RawConnection> {
+  const plain = await dial(port, localAddress);
+  const socket = tls === undefined ? plain : connectTls({ ...tls, socket: plain, ALPNProtocols: ["h2"] });
   socket.write(
     Buffer.concat([
       PREFACE,

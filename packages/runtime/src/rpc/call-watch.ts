@@ -11,6 +11,8 @@ interface CallInside {
   incomingEncoding: string;
   maxReceiveMessageSize: number;
   sendStatus(status: SentStatus): void;
+  /** The first one lets the request in. */
+  startRead(): void;
 }
 
 type SentStatus = Pick<grpc.StatusObject, "code" | "details"> & { metadata?: grpc.Metadata | null };
@@ -156,6 +158,11 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
       movedAtBytes: connection.socket.bytesWritten,
     };
     calls.add(call);
+    const startRead = inside.startRead.bind(inside);
+    inside.startRead = () => {
+      inside.startRead = startRead;
+      table.startCall(connection, startRead);
+    };
     if (inside.incomingEncoding !== "identity") {
       inside.maxReceiveMessageSize = Math.min(inside.maxReceiveMessageSize, COMPRESSED_MESSAGE_MAX_BYTES);
       call.requestBytes = COMPRESSED_MESSAGE_MAX_BYTES;

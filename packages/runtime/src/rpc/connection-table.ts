@@ -1,6 +1,7 @@
 import type { Http2Session } from "node:http2";
 import type { Socket } from "node:net";
 import type { LimitReason, OnLimit, ServerLimits } from "./server-limits.ts";
+import { createTurns } from "./turns.ts";
 
 /** What all connections of one address share. */
 export interface Peer {
@@ -34,6 +35,8 @@ export interface ConnectionTable {
   /** A call began on the connection between these addresses; undefined for one that is gone already. */
   callBegan(ends: ConnectionEnds, session: Http2Session | undefined): Connection | undefined;
   callEnded(connection: Connection): void;
+  /** Starts the call's work when it is its peer's turn. */
+  startCall(connection: Connection, start: () => void): void;
   /** Connections that are open. */
   count(): number;
   /** Ends those on which HTTP/2 cannot be spoken yet. */
@@ -67,12 +70,15 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
   /** Of whom nothing is known yet, the oldest first. */
   const fresh = new Set<Connection>();
 
+  const turns = createTurns(limits.callsPerTurnCount);
+
   const forget = (connection: Connection) => {
     const { key, peer } = connection;
     peer.connections.delete(connection);
     peer.idle.delete(connection);
     idle.delete(connection);
     fresh.delete(connection);
+    turns.forget(connection);
     if (byEnds.get(key) === connection) {
       byEnds.delete(key);
     }
@@ -179,6 +185,7 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
         idle.add(connection);
       }
     },
+    startCall: (connection, start) => turns.start(connection, start),
     count: () => byEnds.size,
     endUnready() {
       for (const { http2, socket } of byEnds.values()) {
@@ -195,6 +202,7 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
     },
     close() {
       clearInterval(look);
+      turns.close();
       for (const { socket } of byEnds.values()) {
         socket.destroy();
       }

@@ -72,10 +72,9 @@ const READ_AHEAD_COUNT = 16;
 
 function contextOf(method: DescMethod, call: Call, { shutdown, cut, secured }: HandlerSurroundings) {
   const cancelled = new AbortController();
-  call.on("cancelled", () => cancelled.abort());
   const deadline = call.getDeadline();
   const deadlineMs = deadline instanceof Date ? deadline.getTime() : deadline;
-  return createHandlerContext({
+  const context = createHandlerContext({
     service: method.parent,
     method,
     protocolName: "grpc",
@@ -88,6 +87,9 @@ function contextOf(method: DescMethod, call: Call, { shutdown, cut, secured }: H
     ...(secured === true ? { contextValues: createContextValues().set(CALLER, callerOf(call.metadata)) } : {}),
     ...(Number.isFinite(deadlineMs) ? { timeoutMs: Math.max(0, deadlineMs - Date.now()) } : {}),
   });
+  // grpc-js says so of every call, when it has ended too.
+  call.on("cancelled", () => context.signal.aborted || cancelled.abort());
+  return context;
 }
 
 /** The status of a failed call, told to `onFailure`; `name` like "package.Service/Method". */

@@ -25,6 +25,8 @@ import {
   HEADER_PAIRS_MAX_COUNT,
   MAX_MESSAGE_BYTES,
   type OnLimit,
+  RESET_BURST_COUNT,
+  RESETS_PER_S,
   SERVER_LIMITS,
   type ServerLimits,
 } from "./server-limits.ts";
@@ -142,9 +144,11 @@ export function portError(flag: string, host: string, port: number, cause: Error
 }
 
 /** Sets what grpc-js has no option for, for all HTTP/2 servers that it makes from then on. */
-function limitHeaders(server: grpc.Server): void {
+function limitSessions(server: grpc.Server): void {
   const { commonServerOptions } = server as unknown as { commonServerOptions: ServerOptions };
   commonServerOptions.maxHeaderListPairs = HEADER_PAIRS_MAX_COUNT;
+  commonServerOptions.streamResetBurst = RESET_BURST_COUNT;
+  commonServerOptions.streamResetRate = RESETS_PER_S;
   // Unset, nothing but the 16 MiB of node itself would hold, for each call.
   commonServerOptions.settings = { ...commonServerOptions.settings, maxHeaderListSize: HEADER_BLOCK_MAX_BYTES };
 }
@@ -170,7 +174,7 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     "grpc.enable_channelz": 0,
     interceptors: [watch.interceptor],
   });
-  limitHeaders(server);
+  limitSessions(server);
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,
     cut: cutting.signal,

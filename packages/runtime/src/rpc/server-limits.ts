@@ -11,14 +11,20 @@ export const HEADER_PAIRS_MAX_COUNT = 128;
 /** Values of a request's message, nested ones too: what a few bytes each would become in memory. */
 export const MESSAGE_VALUES_MAX_COUNT = 1_000_000;
 
+/** Calls that a client may give up in one go, and then in a second; above, its connection ends. */
+export const RESET_BURST_COUNT = 128;
+export const RESETS_PER_S = 33;
+
 /** What one server bears, and what one address may take of it. */
 export interface ServerLimits {
   /** Connections of one address: many clients may share one behind a load balancer. */
   connectionsPerAddressCount: number;
   /** Connections of all addresses. */
   connectionsCount: number;
-  /** Calls that run at once on one connection. */
+  /** Calls that run at once on one connection: so many can come in one piece, for which all others wait. */
   streamsPerConnectionCount: number;
+  /** Calls of one address that start in one turn of the event loop, if others make calls too. */
+  callsPerTurnCount: number;
   /** Bytes of requests that are read and of replies that are not taken yet, of one address. */
   bytesPerAddress: number;
   /** The same of all addresses. */
@@ -36,7 +42,8 @@ export interface ServerLimits {
 export const SERVER_LIMITS: Readonly<ServerLimits> = {
   connectionsPerAddressCount: 1024,
   connectionsCount: 16_384,
-  streamsPerConnectionCount: 256,
+  streamsPerConnectionCount: 32,
+  callsPerTurnCount: 2,
   bytesPerAddress: 256 * MEBIBYTE,
   bytesInAll: 1024 * MEBIBYTE,
   silentConnectionMs: 10_000,

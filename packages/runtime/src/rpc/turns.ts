@@ -1,0 +1,149 @@
+import type { Socket } from "node:net";
+import type { Connection, Peer } from "./connection-table.ts";
+
+/**
+ * Turns of the event loop. Of a peer's calls few start in one, if there are other peers; the others wait, and its connections
+ * are not read until they have started, so that others are read in between. Of its connections one more is read with each
+ * turn: none of them waits for ever.
+ */
+export interface Turns {
+  /** Starts a call of the connection, now or in a later turn. */
+  start(connection: Connection, start: () => void): void;
+  /** The connection is gone. */
+  forget(connection: Connection): void;
+  /** Starts what waits. */
+  close(): void;
+}
+
+/** What a socket has below, also once HTTP/2 reads from it in its place: the kernel keeps what comes while it is stopped. */
+interface Handle {
+  readStop(): void;
+  readStart(): void;
+}
+
+interface Taker {
+  /** Calls that started in this turn. */
+  startedCount: number;
+  /** When it last began one. */
+  tookAtMs: number;
+  /** Calls that wait for a turn. */
+  readonly waiting: Array<() => void>;
+  /** Connections that began calls since it was last quiet. */
+  readonly talking: Set<Connection>;
+  /** Those that are not read now, the longest held first. */
+  readonly held: Set<Connection>;
+}
+
+/** Who began a call so lately is one whom others must not keep waiting. */
+const ACTIVE_MS = 2000;
+
+function handleOf(socket: Socket): Handle | undefined {
+  return socket.destroyed ? undefined : ((socket as unknown as { _handle: Handle | null })._handle ?? undefined);
+}
+
+export function createTurns(callsPerTurnCount: number): Turns {
+  /** Who began a call lately, the longest ago first. */
+  const takers = new Map<Peer, Taker>();
+  /** Those with calls that started in this turn or wait, or with connections that are not read. */
+  const busy = new Set<Taker>();
+  let ends: NodeJS.Immediate | undefined;
+
+  const release = (taker: Taker, count: number) => {
+    for (const connection of taker.held) {
+      if (count-- <= 0) {
+        return;
+      }
+      taker.held.delete(connection);
+      handleOf(connection.socket)?.readStart();
+    }
+  };
+  const hold = (taker: Taker) => {
+    for (const connection of taker.talking) {
+      if (!taker.held.has(connection)) {
+        taker.held.add(connection);
+        handleOf(connection.socket)?.readStop();
+      }
+    }
+  };
+  const takeTurn = (taker: Taker) => {
+    const usedUp = taker.startedCount >= callsPerTurnCount;
+    taker.startedCount = 0;
+    while (taker.waiting.length > 0 && taker.startedCount < callsPerTurnCount) {
+      taker.startedCount += 1;
+      taker.waiting.shift()?.();
+    }
+    if (taker.waiting.length === 0) {
+      release(taker, usedUp ? 1 : taker.held.size);
+    }
+  };
+  const forgetQuiet = () => {
+    const now = performance.now();
+    for (const [peer, taker] of takers) {
+      if (now - taker.tookAtMs < ACTIVE_MS || busy.has(taker)) {
+        return;
+      }
+      takers.delete(peer);
+    }
+  };
+  const endTurn = () => {
+    ends = undefined;
+    for (const taker of busy) {
+      takeTurn(taker);
+      if (taker.startedCount === 0 && taker.held.size === 0) {
+        busy.delete(taker);
+      }
+    }
+    forgetQuiet();
+    if (busy.size > 0) {
+      ends = setImmediate(endTurn);
+    }
+  };
+  /** The peer's taker, which is now the latest. */
+  const takerOf = (peer: Peer): Taker => {
+    const taker = takers.get(peer) ?? {
+      startedCount: 0,
+      tookAtMs: 0,
+      waiting: [],
+      talking: new Set(),
+      held: new Set(),
+    };
+    if (!busy.has(taker)) {
+      busy.add(taker);
+      takers.delete(peer);
+      takers.set(peer, taker);
+      taker.tookAtMs = performance.now();
+      ends ??= setImmediate(endTurn);
+    }
+    return taker;
+  };
+
+  return {
+    start(connection, start) {
+      const taker = takerOf(connection.peer);
+      taker.talking.add(connection);
+      if (takers.size > 1 && (taker.startedCount >= callsPerTurnCount || taker.waiting.length > 0)) {
+        taker.waiting.push(start);
+        hold(taker);
+        return;
+      }
+      taker.startedCount += 1;
+      start();
+    },
+    forget(connection) {
+      const taker = takers.get(connection.peer);
+      taker?.talking.delete(connection);
+      taker?.held.delete(connection);
+    },
+    close() {
+      for (const taker of takers.values()) {
+        for (const start of taker.waiting.splice(0)) {
+          start();
+        }
+        release(taker, taker.held.size);
+      }
+      if (ends !== undefined) {
+        clearImmediate(ends);
+      }
+    },
+  };
+}

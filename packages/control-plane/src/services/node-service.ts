@@ -11,7 +11,7 @@ export function createNodeService(directory: Directory, fleet: Fleet, log: Logge
       checkAnnounce(request);
       const reply = await directory.announce(request);
       log.trace({ node: request.node, sequence: String(request.sequence), verdict: reply.verdict }, "announce");
-      return reply;
+      return { ...reply, nowMs: BigInt(Date.now()) };
     },
     async leave({ node, epoch, bootId }) {
       await directory.leave(node, epoch, bootId);

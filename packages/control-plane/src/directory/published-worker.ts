@@ -1,6 +1,6 @@
 import { fromBinary, toBinary } from "@bufbuild/protobuf";
 import { type WorkerSummary, WorkerSummarySchema } from "@weightline/proto/directory";
-import { SourceStatus } from "@weightline/proto/p2p";
+import { SourceStatus, SourceStatusSchema } from "@weightline/proto/p2p";
 import { varintBytes, writeVarint } from "./wire.ts";
 
 /** A WorkerMetadata as a directory keeps it: what it reads itself, and the bytes that it only passes on. */
@@ -10,9 +10,14 @@ export interface PublishedWorker {
   bytes: Uint8Array;
 }
 
-/** Reads an encoded WorkerMetadata; throws what protobuf throws when it is none. */
+const KNOWN_STATUS = new Set<number>(SourceStatusSchema.values.map(({ number }) => number));
+
+/** Reads an encoded WorkerMetadata; throws what protobuf throws when it is none. A status of no known number is UNKNOWN. */
 export function readWorker(encoded: Uint8Array): PublishedWorker {
   const summary = fromBinary(WorkerSummarySchema, encoded);
+  if (!KNOWN_STATUS.has(summary.status)) {
+    summary.status = SourceStatus.UNKNOWN;
+  }
   const bytes = toBinary(WorkerSummarySchema, { ...summary, status: SourceStatus.UNKNOWN, updatedAt: 0n });
   return { summary, bytes };
 }

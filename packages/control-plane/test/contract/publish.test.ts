@@ -81,12 +81,16 @@ onEveryBackend(async (t, { p2p, ready }, start) => {
   });
 
   t.test("a fresh publish is not READY until UpdateStatus(READY), whatever status it carries", async (t) => {
-    for (const status of [SourceStatus.UNKNOWN, SourceStatus.INITIALIZING, SourceStatus.READY]) {
+    const { UNKNOWN, INITIALIZING, READY, STALE } = SourceStatus;
+    for (const status of [UNKNOWN, INITIALIZING, READY, STALE, 77, -1] as SourceStatus[]) {
       const identity = identityOf({ revision: `fresh ${status}` });
       const { mxSourceId } = await p2p.publishMetadata({ identity, workerId: "w", worker: { status } });
       t.same((await p2p.listSources({ identity, statusFilter: SourceStatus.READY })).instances, []);
       const told = (await p2p.getMetadata({ mxSourceId, workerId: "w" })).worker?.status;
-      t.ok(told === SourceStatus.INITIALIZING || told === SourceStatus.UNKNOWN, `${told} after ${status}`);
+      t.ok(
+        told === INITIALIZING || told === UNKNOWN || (status === STALE && told === STALE),
+        `${told} after ${status}`,
+      );
       await p2p.updateStatus({ mxSourceId, workerId: "w", status: SourceStatus.READY });
       t.equal((await p2p.listSources({ identity, statusFilter: SourceStatus.READY })).instances.length, 1);
     }

@@ -1,5 +1,6 @@
 // WorkerService by the contract's rules, against a real agent.
 import { Code } from "@connectrpc/connect";
+import { computeSourceId, filesIdentity } from "@weightline/proto";
 import { WorkerService } from "@weightline/proto/p2p";
 import { PeerService } from "@weightline/proto/peer";
 import { createGrpcChannel, fromRpcError, parseAddress } from "@weightline/runtime";
@@ -49,6 +50,26 @@ t.test("GetTensorManifest: names, sizes and dtypes; worker_id is optional, and c
     rawMessage: /^worker_id mismatch: /,
   });
   await t.rejects(worker.getTensorManifest({ mxSourceId, workerId: "x" }), { code: Code.FailedPrecondition });
+});
+
+t.test("a manifest above what stock clients receive, 4 MiB or 42,000 tensors, is refused in words", async (t) => {
+  const manifestOf = async (modelName: string, count: number, nameBytes: number) => {
+    const file = `${cluster.folder}/${modelName}.safetensors`;
+    const names = Array.from({ length: count }, (_, i) => String(i).padStart(nameBytes, "x"));
+    writeTensors(file, Object.fromEntries(names.map((name) => [name, { dtype: "U8", shape: [1] }])));
+    await cluster.load(agent, file, modelName);
+    return worker.getTensorManifest({ mxSourceId: computeSourceId(filesIdentity(modelName)) });
+  };
+  const { tensors } = await manifestOf("fits", 10_000, 395);
+  t.equal(tensors.length, 10_000);
+  await t.rejects(manifestOf("long-names", 10_000, 415), {
+    code: Code.ResourceExhausted,
+    rawMessage: /^the manifest's \d+ bytes are above what a stock client takes \(4194304\)$/,
+  });
+  await t.rejects(manifestOf("many", 42_001, 5), {
+    code: Code.ResourceExhausted,
+    rawMessage: "the manifest of 42001 tensors is above what a stock client takes (42000)",
+  });
 });
 
 t.test("tensor reads: a lease that keeps the memory, released once", async (t) => {

@@ -98,13 +98,14 @@ step_python() {
   stamp python "$want"
 }
 
-# What the tests use besides: curl for the local API, chattr for flags, pgrep to find a mover.
+# What the tests use besides: curl for the local API, chattr for flags, pgrep to find a mover, redis-server for its directory.
 step_test() {
   local missing=()
   command -v curl >/dev/null || missing+=(curl)
   command -v chattr >/dev/null || missing+=(e2fsprogs)
   command -v pgrep >/dev/null || missing+=(procps)
   command -v git >/dev/null || missing+=(git)
+  command -v redis-server >/dev/null || missing+=(redis-server)
   install_packages "${missing[@]}"
 }
 

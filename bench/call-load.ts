@@ -1,6 +1,11 @@
 // Load on a gRPC server from this process: at an offered rate, or as fast as it answers.
 import { setTimeout as sleep } from "node:timers/promises";
-import { openRawConnection, type PreparedCall, type RawConnection, type RawReply } from "../test/support/raw-grpc.ts";
+import {
+  openRawConnection,
+  type PreparedCall,
+  type RawConnection,
+  type RawReply,
+} from "../test/support/http2-frames.ts";
 
 /** What a load saw. */
 export interface LoadResult {

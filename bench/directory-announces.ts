@@ -1,5 +1,5 @@
 // 10,000 nodes with 8 holdings each announce every 10 s.
-import { openRawConnection, type PreparedCall } from "../test/support/raw-grpc.ts";
+import { openRawConnection, type PreparedCall } from "../test/support/http2-frames.ts";
 import { callOnce, offerCalls, openConnections, percentile } from "./call-load.ts";
 import { commandsPerRound } from "./directory-lists.ts";
 import type { DirectoryReport } from "./directory-report.ts";

@@ -1,5 +1,5 @@
 // PublishMetadata, UpdateStatus and GetMetadata at 5,000 calls a second, and as fast as one core answers.
-import { openRawConnection, type PreparedCall } from "../test/support/raw-grpc.ts";
+import { openRawConnection, type PreparedCall } from "../test/support/http2-frames.ts";
 import { callOnce, offerCalls, openConnections, percentile, pressCalls } from "./call-load.ts";
 import { commandsPerRound } from "./directory-lists.ts";
 import type { DirectoryReport } from "./directory-report.ts";

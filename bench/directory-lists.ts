@@ -3,7 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fromBinary, toBinary } from "@bufbuild/protobuf";
 import { ListSourcesResponseSchema, P2pService, SourceInstanceRefSchema, SourceStatus } from "@weightline/proto/p2p";
 import { createGrpcChannel } from "@weightline/runtime";
-import { openRawConnection, type PreparedCall, type RawConnection } from "../test/support/raw-grpc.ts";
+import { openRawConnection, type PreparedCall, type RawConnection } from "../test/support/http2-frames.ts";
 import { callOnce, openConnections, percentile, pressCalls } from "./call-load.ts";
 import type { DirectoryReport } from "./directory-report.ts";
 import { cpuOf, type Redis, type Server } from "./directory-servers.ts";

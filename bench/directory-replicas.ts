@@ -1,7 +1,7 @@
 // Two control planes on one Redis: how soon a change made at one is in the other's replies.
 import { fromBinary } from "@bufbuild/protobuf";
 import { ListSourcesResponseSchema, SourceStatus } from "@weightline/proto/p2p";
-import { openRawConnection, type RawConnection } from "../test/support/raw-grpc.ts";
+import { openRawConnection, type RawConnection } from "../test/support/http2-frames.ts";
 import { callOnce } from "./call-load.ts";
 import { publishWorkers } from "./directory-lists.ts";
 import type { DirectoryReport } from "./directory-report.ts";

@@ -12,7 +12,7 @@ import {
   SourceStatus,
   UpdateStatusRequestSchema,
 } from "@weightline/proto/p2p";
-import { type PreparedCall, prepareCall } from "../test/support/raw-grpc.ts";
+import { type PreparedCall, prepareCall } from "../test/support/http2-frames.ts";
 
 const P2P = "/model_express.p2p.P2pService";
 const RANKS = 8;

@@ -15,6 +15,7 @@ const BENCHES: Record<string, () => Promise<{ run: (runs: number) => Promise<Ben
   "many-holdings": () => import("./many-holdings.ts"),
   hostile: () => import("./hostile.ts"),
   directory: () => import("./directory.ts"),
+  "directory-flood": () => import("./directory-flood.ts"),
 };
 const RUNS = 5;
 

@@ -6,7 +6,7 @@ import { COMMON_FLAGS, ERROR_CODES, helpText, sampleText, tableEntries } from "@
 import t from "tap";
 import { parse } from "yaml";
 import { createCluster, freePort } from "../support/cluster.ts";
-import { ROOT, startProgram } from "../support/program.ts";
+import { ROOT } from "../support/program.ts";
 import { generatedDocuments } from "./generated-documents.ts";
 import { loggedEvents } from "./logged-events.ts";
 
@@ -73,27 +73,58 @@ t.test("docs/events.md lists every event with its fields, and no other", async (
   t.same(Object.fromEntries([...listed].toSorted()), Object.fromEntries([...logged].toSorted()));
 });
 
-t.test("docs/metrics.md lists every metric that the daemons show, and no other", async (t) => {
+/** Rows of docs/metrics.md: section -> name -> [labels, kind]. */
+function listedMetrics(): Map<string, Map<string, [string[], string]>> {
+  const sections = read("docs/metrics.md").split(/^## /m).slice(1);
+  return new Map(
+    sections.map((section) => [
+      section.slice(0, section.indexOf("\n")),
+      new Map(
+        [...section.matchAll(/^\| `([a-z_]+)(?:\{([a-z_,]+)\})?` \| (\w+) \|/gm)].map(
+          ([, name = "", labels = "", kind = ""]) => [name, [labels.split(",").filter((label) => label !== ""), kind]],
+        ),
+      ),
+    ]),
+  );
+}
+
+/** The metrics of a scraped body: name -> [labels of its samples, kind]; one without samples yet has no labels here. */
+function shownMetrics(body: string): Map<string, [Set<string> | undefined, string]> {
+  const shown = new Map<string, [Set<string> | undefined, string]>();
+  for (const [, name = "", kind = ""] of body.matchAll(/^# TYPE (\S+) (\S+)$/gm)) {
+    const samples = [...body.matchAll(new RegExp(`^${name}(?:_bucket|_sum|_count)?(\\{.*\\})? `, "gm"))];
+    const labels = samples.flatMap(([, text = ""]) => [...text.matchAll(/(\w+)="/g)].map(([, label = ""]) => label));
+    shown.set(name, [samples.length === 0 ? undefined : new Set(labels.filter((label) => label !== "le")), kind]);
+  }
+  return shown;
+}
+
+t.test("docs/metrics.md lists every metric that the daemons show with kind and labels, and no other", async (t) => {
   const cluster = await createCluster();
   t.teardown(() => cluster.stop());
-  const agent = await cluster.startAgent("a");
   const port = await freePort();
-  const controlPlane = startProgram("control-plane", [
-    "--host",
-    "127.0.0.1",
-    "--port",
-    "0",
-    "--metrics-port",
-    String(port),
-    "--log-format",
-    "json",
-  ]);
-  t.teardown(() => controlPlane.stop());
-  await controlPlane.waitFor(/"msg":"ready"/);
-  const scraped = `${await agent.metrics()}${await (await fetch(`http://127.0.0.1:${port}/metrics`)).text()}`;
-  const shown = new Set([...scraped.matchAll(/^# TYPE (\S+) /gm)].map(([, name]) => name));
-  const listed = new Set([...read("docs/metrics.md").matchAll(/^\| `([a-z_]+)/gm)].map(([, name]) => name));
-  t.same([...listed].toSorted(), [...shown].toSorted());
+  await cluster.startControlPlane(["--metrics-port", String(port)]);
+  const agent = await cluster.startAgent("a");
+  const listed = listedMetrics();
+  t.ok(
+    ["Node agent", "Control plane", "Both"].every((section) => (listed.get(section)?.size ?? 0) > 5),
+    "they were found",
+  );
+  for (const [section, body] of [
+    ["Node agent", await agent.metrics()],
+    ["Control plane", await (await fetch(`http://127.0.0.1:${port}/metrics`)).text()],
+  ] as const) {
+    const wanted = new Map([...(listed.get(section) ?? []), ...(listed.get("Both") ?? [])]);
+    const shown = shownMetrics(body);
+    t.same([...shown.keys()].toSorted(), [...wanted.keys()].toSorted(), section);
+    for (const [name, [labels, kind]] of shown) {
+      const [wantedLabels, wantedKind] = wanted.get(name) ?? [[], ""];
+      t.equal(kind, wantedKind, `${name}: its kind`);
+      if (labels !== undefined) {
+        t.same([...labels].toSorted(), wantedLabels.toSorted(), `${name}: its labels`);
+      }
+    }
+  }
 });
 
 t.test("README, ARCHITECTURE and CONTRIBUTING name files and commands that are there", async (t) => {

@@ -1,12 +1,12 @@
-import type { Agent } from "./cluster.ts";
+import type { RunningProgram } from "./program.ts";
 
 /** Environment in which {@link heapBytes} works: the inspector takes any free port, and listens only when it is asked to. */
 export const INSPECTABLE = { env: { NODE_OPTIONS: "--inspect-port=127.0.0.1:0" } };
 
-/** Bytes that an agent's heap and its buffers hold after all garbage is gone: what stays of the process's memory is V8's own affair. */
-export async function heapBytes(agent: Agent): Promise<number> {
-  agent.program.kill("SIGUSR1");
-  const [, url = ""] = await agent.program.waitFor(/Debugger listening on (ws:\S+)/);
+/** Bytes that a program's heap and its buffers hold after all garbage is gone: what stays of the process's memory is V8's own affair. */
+export async function heapBytes(program: RunningProgram): Promise<number> {
+  program.kill("SIGUSR1");
+  const [, url = ""] = await program.waitFor(/Debugger listening on (ws:\S+)/);
   const socket = new WebSocket(url);
   await new Promise((resolve, reject) => {
     socket.addEventListener("open", resolve);

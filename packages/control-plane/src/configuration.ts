@@ -7,6 +7,7 @@ import {
   type OptionValues,
   option,
   optionTypes,
+  SERVER_LIMITS,
   toWeightlineError,
 } from "@weightline/runtime";
 import { parseRedisUrl, REDIS_URL_FORMS } from "./directory/redis/redis-address.ts";
@@ -81,6 +82,13 @@ export const CONTROL_PLANE_OPTIONS = {
     env: ["MODEL_EXPRESS_DRAIN_TIMEOUT"],
     default: 10_000,
     description: "how long running calls may take to end after SIGTERM; keep it below the pod's grace period",
+  }),
+  connectionsPerAddress: option({
+    type: integer(1, 16_384),
+    yaml: "server.max_connections_per_address",
+    env: ["MODEL_EXPRESS_SERVER_MAX_CONNECTIONS_PER_ADDRESS"],
+    default: SERVER_LIMITS.connectionsPerAddressCount,
+    description: "gRPC connections that one address may have; above, its longest idle one ends",
   }),
   metadataBackend: option({
     type: choice(BACKENDS),

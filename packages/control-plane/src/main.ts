@@ -25,6 +25,7 @@ await runProgram(PROGRAM, async () => {
     level: values.logLevel,
     format: values.logStructured ? "json" : values.logFormat,
     file: values.logFile,
+    reopenOn: "SIGHUP",
   });
   for (const notice of configuration.notices) {
     log.warn(notice);

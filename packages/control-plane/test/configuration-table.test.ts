@@ -62,6 +62,13 @@ const ROWS: readonly Row[] = [
     value: [5000, 60_000],
   },
   {
+    name: "connectionsPerAddress",
+    default: 1024,
+    yaml: "server.max_connections_per_address",
+    env: ["MODEL_EXPRESS_SERVER_MAX_CONNECTIONS_PER_ADDRESS"],
+    ...numbers,
+  },
+  {
     name: "databasePath",
     default: "./models.db",
     yaml: "database.path",

@@ -1,5 +1,5 @@
 import type { MoverReport } from "@weightline/rdma-native";
-import { createMetrics, type Metrics } from "@weightline/runtime";
+import { addBuildInfo, createMetrics, type Metrics } from "@weightline/runtime";
 import type { HoldingRegistry } from "./holdings/holding-registry.ts";
 import { HOLDING_STATES } from "./holdings/holding-state.ts";
 import type { MemoryAccount } from "./holdings/memory-account.ts";
@@ -32,8 +32,9 @@ export interface AgentMetrics {
 const ATTACH_BUCKETS_S = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1];
 const ACQUIRE_BUCKETS_S = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300];
 
-export function createAgentMetrics(): AgentMetrics {
+export function createAgentMetrics(version: string): AgentMetrics {
   const metrics = createMetrics();
+  addBuildInfo(metrics, "node-agent", version);
   const transferBytes = metrics.counter("weightline_transfer_bytes_total", "Payload bytes moved between nodes", [
     "direction",
     "transport",

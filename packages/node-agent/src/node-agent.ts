@@ -10,6 +10,7 @@ import {
   createGrpcServer,
   createHealthStatus,
   createLifecycle,
+  createLimitRecord,
   createOperationsServer,
   formatAddress,
   type Logger,
@@ -114,7 +115,7 @@ async function start(
   }
   log.warn("security is off: whoever reaches this node's ports can read every holding and pose as a node");
 
-  const agentMetrics = createAgentMetrics();
+  const agentMetrics = createAgentMetrics(VERSION);
   const notReady = { recovering: true, draining: false };
   let address = "";
   /** What readiness depends on, once it is there. */
@@ -130,6 +131,7 @@ async function start(
     portFlag: "--metrics-port",
     metrics: agentMetrics.metrics,
     notReady: () => reasons(),
+    onFailure: createFailureLog(log),
   });
   life.add({ name: "operations server", stop: () => operations.stop() });
 
@@ -343,6 +345,7 @@ async function start(
   /** Why peers are sent away; "" when they are not. */
   const closedToPeers = () => (notReady.draining ? "is draining" : notReady.recovering ? "is checking its store" : "");
 
+  const limitRecord = createLimitRecord(agentMetrics.metrics, log);
   const peerServer = await createGrpcServer({
     bind,
     port: configuration.port,
@@ -373,7 +376,9 @@ async function start(
       health.route,
     ]),
     onFailure: createFailureLog(log),
+    onLimit: limitRecord.onLimit,
   });
+  limitRecord.follow(() => peerServer.connections());
   address = formatAddress({ host, port: peerServer.port });
 
   const recovered = await recover({
@@ -514,6 +519,10 @@ async function start(
     metricsPort: operations.port,
     socket: configuration.socket,
     failed: new Promise<never>(() => undefined),
-    stop: () => life.stop(STOP_GRACE_MS),
+    stop() {
+      notReady.draining = true;
+      health.set(false);
+      return life.stop(STOP_GRACE_MS);
+    },
   };
 }

@@ -27,8 +27,9 @@ export {
 } from "./error.ts";
 export { makeFolders } from "./folders.ts";
 export { createLifecycle, type Lifecycle, type Part, type RunningProgram, runProgram } from "./lifecycle.ts";
-export { checkLogFile, createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";
-export { createMetrics, type Metrics } from "./metrics.ts";
+export { checkLogFile } from "./log-file.ts";
+export { createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";
+export { addBuildInfo, COLLECT_TIMEOUT_MS, createMetrics, type Metrics } from "./metrics.ts";
 export {
   checkAddresses,
   formatAddress,
@@ -45,13 +46,24 @@ export {
   createGrpcServer,
   type GrpcServer,
   type GrpcServerOptions,
-  MAX_MESSAGE_BYTES,
   route,
   type ServiceRoute,
 } from "./rpc/grpc-server.ts";
 export { createHealthStatus, type HealthStatus } from "./rpc/health-service.ts";
+export { createLimitRecord, type LimitRecord } from "./rpc/limit-record.ts";
 export { createLocalClient } from "./rpc/local-client.ts";
 export { type LocalRpcOptions, mountLocalRpc, refuseLocalCall, unaryAnswer } from "./rpc/local-rpc.ts";
+export { checkMessageValues } from "./rpc/message-values.ts";
 export { withReflection } from "./rpc/reflection-service.ts";
 export { fromRpcError, malformedRequest, toConnectError } from "./rpc/rpc-error.ts";
+export {
+  COMPRESSED_MESSAGE_MAX_BYTES,
+  HEADER_BLOCK_MAX_BYTES,
+  HEADER_PAIRS_MAX_COUNT,
+  type LimitReason,
+  MAX_MESSAGE_BYTES,
+  MESSAGE_VALUES_MAX_COUNT,
+  SERVER_LIMITS,
+  type ServerLimits,
+} from "./rpc/server-limits.ts";
 export { EncodedMessage, routeInWireForms, type WireForm } from "./rpc/wire-forms.ts";

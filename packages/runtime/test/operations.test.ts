@@ -1,6 +1,9 @@
 import { spawn, spawnSync } from "node:child_process";
 import { type IncomingHttpHeaders, request } from "node:http";
+import { setTimeout as sleep } from "node:timers/promises";
 import {
+  type CallFailure,
+  COLLECT_TIMEOUT_MS,
   createMetrics,
   createOperationsServer,
   describeError,
@@ -14,13 +17,23 @@ const metrics = createMetrics();
 metrics.counter("test_things_total", "Things", ["kind"]).inc({ kind: 'a"\\\n' }, 3);
 metrics.histogram("test_wait_seconds", "Waits", [0.1, 1]).observe(0.5);
 let reasons: string[] = ["starting"];
+const failures: CallFailure[] = [];
 const server = await createOperationsServer({
   bind: ["127.0.0.1"],
   port: 0,
   portFlag: "--metrics-port",
   metrics,
   notReady: () => reasons,
-  routes: (http) => void http.get("/v1/x", async () => ({ x: 1 })),
+  onFailure: (failure) => failures.push(failure),
+  routes: (http) => {
+    http.get("/v1/x", async () => ({ x: 1 }));
+    http.get("/v1/lost", async () => {
+      throw new WeightlineError("Unavailable", "the backend does not answer");
+    });
+    http.get("/v1/broken", async () => {
+      throw new Error("the secret cause");
+    });
+  },
 });
 t.teardown(() => server.stop());
 const get = (path: string, accept = "*/*") => fetch(`http://127.0.0.1:${server.port}${path}`, { headers: { accept } });
@@ -34,6 +47,73 @@ t.test("health and readiness", async (t) => {
   t.equal((await get("/readyz")).status, 200);
   t.match(await (await get("/v1/x")).json(), { x: 1 });
   t.equal((await get("/none")).status, 404);
+});
+
+t.test("a request that fails: its caller has the id that the log has, and no cause of a fault", async (t) => {
+  for (const [path, status, code, message] of [
+    ["/v1/lost", 503, "Unavailable", /the backend does not answer/],
+    ["/v1/broken", 500, "Internal", /^internal error; the program's log has the cause under request [0-9a-f]{8}$/],
+  ] as const) {
+    const reply = await get(path);
+    t.equal(reply.status, status);
+    const body = (await reply.json()) as { request: string };
+    t.match(body, { code, error: message, request: /^[0-9a-f]{8}$/ });
+    t.equal(reply.headers.get("weightline-request-id"), body.request);
+    t.match(
+      failures.filter(({ requestId }) => requestId === body.request),
+      [{ method: `GET ${path}`, code }],
+    );
+  }
+  t.match(failures.at(-1)?.error, { message: "the secret cause" });
+});
+
+t.test("a scrape is whole though one part of it fails, throws or hangs", async (t) => {
+  const own = createMetrics();
+  const gauge = (name: string) => own.gauge(name, name);
+  const [rejects, throws, hangs, works] = [
+    gauge("test_rejects"),
+    gauge("test_throws"),
+    gauge("test_hangs"),
+    gauge("test_works"),
+  ];
+  own.onCollect(() => Promise.reject(new Error("no backend")).finally(() => rejects.set(1)));
+  own.onCollect(() => {
+    throws.set(1);
+    throw new Error("no");
+  });
+  own.onCollect(() => {
+    hangs.set(1);
+    return new Promise(() => undefined);
+  });
+  own.onCollect(() => works.set(1));
+  const start = performance.now();
+  const { body } = await own.render("");
+  t.ok(performance.now() - start >= COLLECT_TIMEOUT_MS - 50, "the one that hangs was waited for");
+  for (const name of ["rejects", "throws", "hangs", "works"]) {
+    t.match(body, new RegExp(`^test_${name} 1$`, "m"), `${name} ran`);
+  }
+});
+
+t.test("the event loop's delay is what it was held up, and nothing when it was not", async (t) => {
+  const own = createMetrics();
+  const delay = async (percentile: string) => {
+    const { body } = await own.render("");
+    return Number(new RegExp(`delay_seconds\\{percentile="${percentile}"\\} (\\S+)`).exec(body)?.[1]);
+  };
+  let quiet = Number.POSITIVE_INFINITY;
+  for (let i = 0; i < 20 && quiet > 0.005; i++) {
+    await sleep(100);
+    quiet = Math.min(quiet, await delay("50"));
+  }
+  t.ok(quiet <= 0.005, `half of all timers are in time: ${quiet}`);
+  await sleep(50);
+  const end = performance.now() + 400;
+  while (performance.now() < end) {
+    // Nothing else runs meanwhile.
+  }
+  await sleep(50);
+  const held = await delay("99");
+  t.ok(held > 0.3, `${held} s`);
 });
 
 /** Accept headers as they are sent, and whether they get OpenMetrics. */

@@ -1,4 +1,5 @@
 // All four kinds of methods on grpc-js. The contract has no method that takes a stream; these kinds are made of Health's messages.
+import { EventEmitter, once } from "node:events";
 import type { DescMethod, DescService } from "@bufbuild/protobuf";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import * as grpc from "@grpc/grpc-js";
@@ -14,6 +15,7 @@ for (const [name, methodKind] of [
   ["Count", "client_streaming"],
   ["Echo", "bidi_streaming"],
   ["Repeat", "server_streaming"],
+  ["Once", "unary"],
 ] as const) {
   const localName = name.toLowerCase();
   service.methods.push({
@@ -26,7 +28,16 @@ for (const [name, methodKind] of [
 }
 
 let ended: unknown;
+/** The call of Once that waits for its answer. */
+let waiting: { signal: AbortSignal; answer: () => void } | undefined;
+const asked = new EventEmitter();
 const implementation = {
+  once(_: Request, { signal }: Context) {
+    return new Promise<{ status: number }>((resolve) => {
+      waiting = { signal, answer: () => resolve({ status: 7 }) };
+      asked.emit("asked");
+    });
+  },
   async count(requests: AsyncIterable<Request>) {
     let status = 0;
     for await (const _ of requests) {
@@ -139,6 +150,29 @@ t.test("a stop ends open streams of both kinds with Unavailable, not as if they 
   await second.stop(10_000);
   t.same(await Promise.all(ends), [grpc.status.UNAVAILABLE, grpc.status.UNAVAILABLE]);
   t.same(seen, [0, 1, 2], "nothing is sent after the stop");
+});
+
+t.test("a stop lets what has one answer give it, and cuts it at the end of its grace", async (t) => {
+  for (const inTime of [true, false]) {
+    const second = await start();
+    const client = new grpc.Client(`127.0.0.1:${second.port}`, grpc.credentials.createInsecure());
+    t.teardown(() => client.close());
+    const arrived = once(asked, "asked");
+    const reply = new Promise<unknown>((resolve) => {
+      client.makeUnaryRequest("/test.Kinds/Once", encode, decode, "x", (error, status) => resolve(error ?? status));
+    });
+    await arrived;
+    const stopped = second.stop(inTime ? 60_000 : 50);
+    t.equal(waiting?.signal.aborted, false, "the stop is no reason to give up");
+    if (inTime) {
+      waiting?.answer();
+      t.equal(await reply, 7);
+    } else {
+      t.match(await reply, { code: grpc.status.UNAVAILABLE });
+      t.equal(waiting?.signal.aborted, true, "its handler hears of the cut");
+    }
+    await stopped;
+  }
 });
 
 t.test("a slow reader: all of a long stream arrives in order", async (t) => {

@@ -3,6 +3,7 @@ import t from "tap";
 import { ROOT, runCommand } from "../../support/program.ts";
 
 const MESSAGES = 51_000;
+const CONTROL_PLANE_CALLS = 30_000;
 const RECORDS = 100_000;
 const LIMIT_MS = 560_000;
 
@@ -11,6 +12,12 @@ for (const { name, file, env, atLeast } of [
     name: `${MESSAGES} changed requests of the local API, and as many calls of peers`,
     file: "test/message-mutations.test.ts",
     env: { WEIGHTLINE_MESSAGE_MUTATIONS: String(MESSAGES) },
+    atLeast: 20,
+  },
+  {
+    name: `${CONTROL_PLANE_CALLS} changed calls of the control plane`,
+    file: "test/control-plane-mutations.test.ts",
+    env: { WEIGHTLINE_MESSAGE_MUTATIONS: String(CONTROL_PLANE_CALLS) },
     atLeast: 20,
   },
   {

@@ -46,11 +46,11 @@ const ATTACKS: ReadonlyArray<readonly [string, number, RegExp]> = [
 
 // What is opened once: the watch of processes, the inspector.
 await agent.python(WELL_BEHAVED);
-await heapBytes(agent);
+await heapBytes(agent.program);
 
 for (const [kind, processes, proof] of ATTACKS) {
   t.test(`${kind}, ${processes} process(es)`, async (t) => {
-    const quiet = { descriptors: descriptors(), heap: await heapBytes(agent) };
+    const quiet = { descriptors: descriptors(), heap: await heapBytes(agent.program) };
     const logged = agent.program.output().length;
     const hostile = Array.from({ length: processes }, () => attack(kind));
     await Promise.all(hostile.map((one) => one.waitFor(/begun/)));
@@ -68,7 +68,7 @@ for (const [kind, processes, proof] of ATTACKS) {
     // This test's own connections, and the inspector's.
     t.ok(descriptors() <= quiet.descriptors + 4, `${quiet.descriptors} to ${descriptors()} descriptors`);
     t.ok(agent.program.output().length - logged < LOG_MAX_BYTES, "its log is bounded");
-    const grown = (await heapBytes(agent)) - quiet.heap;
+    const grown = (await heapBytes(agent.program)) - quiet.heap;
     t.ok(grown < GROWTH_MAX_BYTES, `${(grown / 2 ** 20).toFixed(1)} MiB more`);
   });
 }

@@ -60,7 +60,7 @@ __import__("time").sleep(60)
   );
   const [, warm = ""] = await client.waitFor(/warm (\[.*\])/, 120_000);
   const mover = Number((await runCommand(["pgrep", "-P", String(agent.program.pid), "-f", "mover-main"])).stdout);
-  const heap = await heapBytes(agent);
+  const heap = await heapBytes(agent.program);
   const before = { agent: useOf(agent.program.pid), mover: useOf(mover) };
   const [, done = ""] = await client.waitFor(/done (\[.*\])/, 300_000);
   const [first, last] = [JSON.parse(warm) as number[], JSON.parse(done) as number[]];
@@ -84,7 +84,7 @@ __import__("time").sleep(60)
     const grown = (is.residentBytes - was.residentBytes) / 2 ** 20;
     t.ok(grown < (name === "mover" ? 4 : 400), `${name}: ${grown.toFixed(1)} MiB more`);
   }
-  const grown = ((await heapBytes(agent)) - heap) / 2 ** 20;
+  const grown = ((await heapBytes(agent.program)) - heap) / 2 ** 20;
   t.ok(grown < 4, `the agent's heap: ${grown.toFixed(1)} MiB more`);
   await client.stop();
   await agent.program.stop();

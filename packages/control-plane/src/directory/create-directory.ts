@@ -1,9 +1,9 @@
 import type { Logger } from "@weightline/runtime";
 import type { ControlPlaneConfiguration } from "../configuration.ts";
 import type { Directory } from "./directory.ts";
+import type { DirectoryObserver } from "./directory-observer.ts";
 import { createMemoryDirectory } from "./memory-directory.ts";
 import { parseRedisUrl, type RedisAddress, readCa } from "./redis/redis-address.ts";
-import type { RedisObserver } from "./redis/redis-connection.ts";
 import { createRedisDirectory } from "./redis/redis-directory.ts";
 
 function redisAddress({ redisUrl, redisHost, redisPort }: ControlPlaneConfiguration): RedisAddress {
@@ -26,11 +26,13 @@ function redisAddress({ redisUrl, redisHost, redisPort }: ControlPlaneConfigurat
 export function createDirectory(
   configuration: ControlPlaneConfiguration,
   log: Logger,
-  observer: RedisObserver,
+  observerOf: (backend: string) => DirectoryObserver,
 ): Directory {
   const { heartbeatTimeoutMs, gcTimeoutMs, announceIntervalMs, reaperIntervalMs } = configuration;
   const lifetimes = { heartbeatTimeoutMs, gcTimeoutMs, announceIntervalMs, reaperIntervalMs };
   if (configuration.metadataBackend !== "redis") {
+    // It has no backend that could fail: its counters stay at zero.
+    observerOf("memory");
     return createMemoryDirectory(lifetimes);
   }
   return createRedisDirectory({
@@ -39,7 +41,7 @@ export function createDirectory(
     ca: readCa(configuration.redisCaFile),
     timeoutMs: configuration.redisTimeoutMs,
     statusTtlMs: configuration.statusTtlMs,
-    observer,
+    observer: observerOf("redis"),
     log,
   });
 }

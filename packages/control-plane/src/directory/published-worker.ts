@@ -1,6 +1,7 @@
 import { fromBinary, toBinary } from "@bufbuild/protobuf";
 import { type WorkerSummary, WorkerSummarySchema } from "@weightline/proto/directory";
 import { SourceStatus, SourceStatusSchema } from "@weightline/proto/p2p";
+import { checkMessageValues } from "@weightline/runtime";
 import { varintBytes, writeVarint } from "./wire.ts";
 
 /** A WorkerMetadata as a directory keeps it: what it reads itself, and the bytes that it only passes on. */
@@ -14,6 +15,7 @@ const KNOWN_STATUS = new Set<number>(SourceStatusSchema.values.map(({ number }) 
 
 /** Reads an encoded WorkerMetadata; throws what protobuf throws when it is none. A status of no known number is UNKNOWN. */
 export function readWorker(encoded: Uint8Array): PublishedWorker {
+  checkMessageValues(WorkerSummarySchema, encoded);
   const summary = fromBinary(WorkerSummarySchema, encoded);
   if (!KNOWN_STATUS.has(summary.status)) {
     summary.status = SourceStatus.UNKNOWN;

@@ -1,15 +1,29 @@
-import { NodeService } from "@weightline/proto/node";
+import { type AnnounceResponse, NodeService } from "@weightline/proto/node";
 import { type Logger, route, type ServiceRoute } from "@weightline/runtime";
 import type { Directory } from "../directory/directory.ts";
+import type { AnnounceOutcome } from "../metrics.ts";
 import { checkAnnounce } from "./announce-check.ts";
 import type { Fleet } from "./fleet.ts";
 
-/** NodeService: announces, lookups, and what operators ask. */
-export function createNodeService(directory: Directory, fleet: Fleet, log: Logger): ServiceRoute {
+/** NodeService: announces, lookups, and what operators ask. `onAnnounce` is told how each announce ended. */
+export function createNodeService(
+  directory: Directory,
+  fleet: Fleet,
+  log: Logger,
+  onAnnounce: (outcome: AnnounceOutcome) => void,
+): ServiceRoute {
   return route(NodeService, {
     async announce(request) {
-      checkAnnounce(request);
-      const reply = await directory.announce(request);
+      let outcome: AnnounceOutcome = "invalid";
+      let reply: AnnounceResponse;
+      try {
+        checkAnnounce(request);
+        outcome = "failed";
+        reply = await directory.announce(request);
+        outcome = reply.verdict;
+      } finally {
+        onAnnounce(outcome);
+      }
       log.trace({ node: request.node, sequence: String(request.sequence), verdict: reply.verdict }, "announce");
       return { ...reply, nowMs: BigInt(Date.now()) };
     },

@@ -15,6 +15,7 @@ import {
   routeInWireForms,
   type ServiceRoute,
   toWeightlineError,
+  WeightlineError,
 } from "@weightline/runtime";
 import type { Directory, Publication, UpdateOutcome, WorkerQuery } from "../directory/directory.ts";
 import { type PublishedWorker, readWorker } from "../directory/published-worker.ts";
@@ -35,6 +36,9 @@ function metadataOf(encoded: Uint8Array): PublishedWorker {
   try {
     return readWorker(encoded);
   } catch (error) {
+    if (error instanceof WeightlineError) {
+      throw error;
+    }
     throw malformedRequest("model_express.p2p.WorkerMetadata", error instanceof Error ? error.message : String(error));
   }
 }

@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { create, type DescMessage, type DescMethod, type MessageShape } from "@bufbuild/protobuf";
 import { Code, createHandlerContext, type HandlerContext } from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
+import { WeightlineError } from "../error.ts";
 import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import { toHeaders } from "./grpc-metadata.ts";
 import { ERROR_METADATA, encodeDetail, malformedRequest, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
@@ -13,8 +14,10 @@ export type Handler = (request: unknown, context: HandlerContext) => unknown;
 
 /** What all calls of a server share. */
 export interface HandlerSurroundings {
-  /** Aborted when the server stops; its reason is what running streams end with. */
+  /** Aborted when the server stops; its reason is what running streams end with. Calls with one answer may finish. */
   shutdown: AbortSignal;
+  /** Aborted when their time is over too; its reason is what they end with, whatever their handlers do. */
+  cut: AbortSignal;
   /** Told of every finished call. */
   onCall?: (service: string, method: string, code: string, seconds: number) => void;
   /** Told of every call that failed. */
@@ -35,12 +38,15 @@ interface Call extends EventEmitter {
 
 /** In the place of a message whose bytes do not decode: grpc-js itself would call that an internal error. */
 export class Undecodable {
-  readonly #why: string;
+  readonly #cause: unknown;
   constructor(cause: unknown) {
-    this.#why = cause instanceof Error ? cause.message : String(cause);
+    this.#cause = cause;
   }
   fault(method: DescMethod): Error {
-    return malformedRequest(method.input.typeName, this.#why);
+    const cause = this.#cause;
+    return cause instanceof WeightlineError
+      ? cause
+      : malformedRequest(method.input.typeName, cause instanceof Error ? cause.message : String(cause));
   }
 }
 
@@ -54,7 +60,7 @@ function decoded(method: DescMethod, message: unknown): unknown {
 /** Messages of a caller that are kept until the handler takes them. */
 const READ_AHEAD_COUNT = 16;
 
-function contextOf(method: DescMethod, call: Call, shutdown: AbortSignal) {
+function contextOf(method: DescMethod, call: Call, { shutdown, cut }: HandlerSurroundings) {
   const cancelled = new AbortController();
   call.on("cancelled", () => cancelled.abort());
   const deadline = call.getDeadline();
@@ -67,7 +73,8 @@ function contextOf(method: DescMethod, call: Call, shutdown: AbortSignal) {
     url: `grpc://${call.getPeer()}/${method.parent.typeName}/${method.name}`,
     requestHeader: toHeaders(call.metadata),
     requestSignal: cancelled.signal,
-    shutdownSignal: shutdown,
+    // A stream could go on for ever, and is told to end; what has one answer may still give it.
+    shutdownSignal: method.methodKind === "unary" ? cut : shutdown,
     ...(Number.isFinite(deadlineMs) ? { timeoutMs: Math.max(0, deadlineMs - Date.now()) } : {}),
   });
 }
@@ -102,7 +109,7 @@ async function observed(
   let context: ReturnType<typeof contextOf> | undefined;
   let code = 0;
   try {
-    context = contextOf(method, call, surroundings.shutdown);
+    context = contextOf(method, call, surroundings);
     await body(context);
   } catch (error) {
     const status = toStatus(method, error, surroundings.onFailure);
@@ -153,6 +160,13 @@ async function sendAll(method: DescMethod, call: ReplyStream, replies: unknown, 
   call.end();
 }
 
+/** Rejects when the call is over because it was cut. */
+function rejectedBy(cut: AbortSignal, over: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    over.addEventListener("abort", () => cut.aborted && reject(cut.reason), { once: true });
+  });
+}
+
 /** The handler as grpc-js takes it, for all four kinds of methods. */
 export function toGrpcHandler(
   method: DescMethod,
@@ -176,7 +190,8 @@ export function toGrpcHandler(
   }
   return (call: grpc.ServerUnaryCall<unknown, unknown>, callback: grpc.sendUnaryData<unknown>) => {
     const body = async (context: HandlerContext) => {
-      const reply = await handler(requestOf(call, context.signal), context);
+      const answer = handler(requestOf(call, context.signal), context);
+      const reply = await Promise.race([answer, rejectedBy(surroundings.cut, context.signal)]);
       callback(null, reply instanceof EncodedMessage ? reply : create(method.output, reply as Message));
     };
     void observed(method, call, surroundings, body, (status) => callback(status));

@@ -1,3 +1,5 @@
+import { setMaxListeners } from "node:events";
+import type { ServerOptions } from "node:http2";
 import { createServer } from "node:net";
 import { type DescMessage, type DescService, fromBinary, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import type { ServiceImpl } from "@connectrpc/connect";
@@ -5,11 +7,23 @@ import * as grpc from "@grpc/grpc-js";
 import { WeightlineError } from "../error.ts";
 import { formatAddress } from "../network-address.ts";
 import type { CallFailure } from "./call-failure.ts";
+import { createCallWatch } from "./call-watch.ts";
+import { createConnectionTable } from "./connection-table.ts";
 import { type Handler, type HandlerSurroundings, streamsOf, toGrpcHandler, Undecodable } from "./grpc-handlers.ts";
+import { checkMessageValues } from "./message-values.ts";
+import { bindPlainly } from "./plain-binding.ts";
+import {
+  HEADER_BLOCK_MAX_BYTES,
+  HEADER_PAIRS_MAX_COUNT,
+  MAX_MESSAGE_BYTES,
+  type OnLimit,
+  SERVER_LIMITS,
+  type ServerLimits,
+} from "./server-limits.ts";
 import { EncodedMessage } from "./wire-forms.ts";
 
-/** contract.md: 100 MiB both ways. */
-export const MAX_MESSAGE_BYTES = 100 * 1024 * 1024;
+/** How long the last answers may take to leave. */
+const CUT_MS = 200;
 
 /** A service with its handlers, in Connect's form, so that one implementation serves gRPC and HTTP/1.1. */
 export interface ServiceRoute<Service extends DescService = DescService> {
@@ -37,13 +51,19 @@ export interface GrpcServerOptions {
   onCall?: (service: string, method: string, code: string, seconds: number) => void;
   /** Told of every call that failed; its caller got the same request id. */
   onFailure?: (failure: CallFailure) => void;
+  /** Told of every connection and call that a limit ended. */
+  onLimit?: OnLimit;
+  /** In place of those of SERVER_LIMITS. */
+  limits?: Partial<ServerLimits>;
 }
 
 export interface GrpcServer {
   /** Where it listens. */
   readonly host: string;
   readonly port: number;
-  /** Ends streams by their signal, waits `graceMs` for running calls, then cuts them. */
+  /** Connections that are open. */
+  connections(): number;
+  /** Ends streams by their signal, waits `graceMs` for calls with one answer, then ends them as Unavailable. */
   stop(graceMs: number): Promise<void>;
 }
 
@@ -51,6 +71,7 @@ grpc.setLogVerbosity(grpc.logVerbosity.NONE);
 
 function decode(type: DescMessage, bytes: Uint8Array): unknown {
   try {
+    checkMessageValues(type, bytes);
     return fromBinary(type, bytes);
   } catch (error) {
     return new Undecodable(error);
@@ -110,18 +131,39 @@ export function portError(flag: string, host: string, port: number, cause: Error
   });
 }
 
+/** Sets what grpc-js has no option for, for all HTTP/2 servers that it makes from then on. */
+function limitHeaders(server: grpc.Server): void {
+  const { commonServerOptions } = server as unknown as { commonServerOptions: ServerOptions };
+  commonServerOptions.maxHeaderListPairs = HEADER_PAIRS_MAX_COUNT;
+  // Unset, nothing but the 16 MiB of node itself would hold, for each call.
+  commonServerOptions.settings = { ...commonServerOptions.settings, maxHeaderListSize: HEADER_BLOCK_MAX_BYTES };
+}
+
 /** Serves gRPC. Pings of clients are answered however often they come. */
 export async function createGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
   const { onCall, onFailure } = options;
   const stopping = new AbortController();
+  const cutting = new AbortController();
+  // Each running call listens.
+  setMaxListeners(0, stopping.signal, cutting.signal);
+  const limits = { ...SERVER_LIMITS, ...options.limits };
+  const onLimit = options.onLimit ?? (() => undefined);
+  const table = createConnectionTable(limits, onLimit);
+  const watch = createCallWatch(table, limits, onLimit);
   const server = new grpc.Server({
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
     "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
-    // Two servers on one port would take turns in answering.
-    "grpc.so_reuseport": 0,
+    "grpc.max_concurrent_streams": limits.streamsPerConnectionCount,
+    "grpc.keepalive_time_ms": limits.keepaliveIntervalMs,
+    "grpc.keepalive_timeout_ms": limits.keepaliveTimeoutMs,
+    // It would keep a record for each connection.
+    "grpc.enable_channelz": 0,
+    interceptors: [watch.interceptor],
   });
+  limitHeaders(server);
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,
+    cut: cutting.signal,
     ...(onCall === undefined ? {} : { onCall }),
     ...(onFailure === undefined ? {} : { onFailure }),
   };
@@ -129,28 +171,28 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     addRoute(server, entry, around);
   }
   const host = await firstBindable(options.bind);
-  const port = await new Promise<number>((resolve, reject) => {
-    server.bindAsync(
-      formatAddress({ host, port: options.port }),
-      grpc.ServerCredentials.createInsecure(),
-      (error, bound) =>
-        error === null ? resolve(bound) : reject(portError(options.portFlag, host, options.port, error)),
-    );
+  const listener = await bindPlainly(server, table, { host, port: options.port }).catch((error: Error) => {
+    throw portError(options.portFlag, host, options.port, error);
   });
   return {
     host,
-    port,
+    port: listener.port,
+    connections: () => table.count(),
     async stop(graceMs) {
-      stopping.abort(new WeightlineError("Unavailable", "the program stops", { wayOut: "try another replica" }));
+      listener.stop();
+      const reason = new WeightlineError("Unavailable", "the program stops", { wayOut: "try another replica" });
+      stopping.abort(reason);
       const { promise, resolve } = Promise.withResolvers<void>();
-      const timer = setTimeout(() => {
-        server.forceShutdown();
-        resolve();
+      let timer = setTimeout(() => {
+        cutting.abort(reason);
+        timer = setTimeout(resolve, CUT_MS);
       }, graceMs);
       server.tryShutdown(() => resolve());
       await promise;
       clearTimeout(timer);
       server.forceShutdown();
+      watch.close();
+      table.close();
     },
   };
 }

@@ -5,9 +5,9 @@ import { WeightlineError } from "../error.ts";
 import { formatAddress, type NetworkAddress } from "../network-address.ts";
 import { streamsOf } from "./grpc-handlers.ts";
 import { type HeaderInit, toMetadata } from "./grpc-metadata.ts";
-import { MAX_MESSAGE_BYTES } from "./grpc-server.ts";
 import { type ClientUse, createRenewedClient, type RenewedClient } from "./renewed-client.ts";
 import { ERROR_METADATA, fromStatus, REQUEST_ID_METADATA } from "./rpc-error.ts";
+import { MAX_MESSAGE_BYTES } from "./server-limits.ts";
 
 type Message = MessageShape<DescMessage>;
 

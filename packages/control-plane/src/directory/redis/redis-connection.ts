@@ -1,22 +1,14 @@
 import { createBoundedLog, type Logger, WeightlineError } from "@weightline/runtime";
 import { type RedisOptions as AllRedisOptions, Cluster, Redis } from "ioredis";
 import type { Clock } from "../directory.ts";
+import type { BackendErrorKind, DirectoryObserver } from "../directory-observer.ts";
+import { keyTypes, type Touched } from "./key-types.ts";
 import { describeRedis, type RedisAddress } from "./redis-address.ts";
 import { createRedisClock, type RedisClock } from "./redis-clock.ts";
 import { SCRIPT_NAMES, type ScriptName, scriptText } from "./scripts.ts";
 
 /** The options without the one that changes the form of replies: they are read in the old form. */
 type RedisOptions = Omit<AllRedisOptions, "replyMapping">;
-
-/** What happens on the connection, for metrics. */
-export interface RedisObserver {
-  /** A command that failed, by its kind: "timeout", "connection", "readonly", "full", "type", "other". */
-  failed(kind: RedisFailure): void;
-  /** The connection is there again after it was lost. */
-  reconnected(): void;
-}
-
-export type RedisFailure = "timeout" | "connection" | "readonly" | "full" | "type" | "other";
 
 export interface RedisConnectionOptions {
   address: RedisAddress;
@@ -25,7 +17,7 @@ export interface RedisConnectionOptions {
   /** How long one command may take, in ms. */
   timeoutMs: number;
   clock: Clock;
-  observer: RedisObserver;
+  observer: DirectoryObserver;
   log: Logger;
 }
 
@@ -40,8 +32,16 @@ export interface RedisConnection {
   readonly generation: number;
   /** Resolves when it is connected, or after CONNECT_TIMEOUT_MS. */
   readonly firstReady: Promise<void>;
-  /** Runs a script; the first of its reply is Redis's time. Rejects with Unavailable within the timeout. */
-  run(script: ScriptName, args: (string | number | Buffer)[], form?: "text" | "bytes"): Promise<ScriptReply[]>;
+  /**
+   * Runs a script; the first of its reply is Redis's time. Rejects with Unavailable within the timeout. A key among those
+   * that it touches which somebody gave another type is removed first, as if Redis had lost it.
+   */
+  run(
+    script: ScriptName,
+    args: (string | number | Buffer)[],
+    touched: Touched,
+    form?: "text" | "bytes",
+  ): Promise<ScriptReply[]>;
   /** Rejects with Unavailable unless Redis takes writes. */
   checkWritable(): Promise<void>;
   /** Plain reads that no script is needed for. */
@@ -60,27 +60,31 @@ const HEALTH_TTL_MS = 60_000;
 /** Keys asked for at once where many are read. */
 const PAGE = 500;
 
-const KINDS: readonly [RegExp, RedisFailure][] = [
+const KINDS: readonly [RegExp, BackendErrorKind][] = [
   [/timed out/i, "timeout"],
-  [/^READONLY|READONLY You can't write/, "readonly"],
+  [/READONLY/, "read_only"],
   [/OOM command not allowed/, "full"],
-  [/WRONGTYPE/, "type"],
+  [/WRONGTYPE/, "wrong_type"],
+  [/LOADING|MASTERDOWN/, "loading"],
+  [/NOAUTH|WRONGPASS|NOPERM|invalid username-password/, "denied"],
   [
-    /closed|ECONN|EPIPE|ENOENT|enableOfflineQueue|MaxRetries|max retries|not connected|getaddrinfo|CLUSTERDOWN|slots/i,
+    /closed|ECONN|EPIPE|ENOENT|enableOfflineQueue|max retries|not connected|getaddrinfo|CLUSTERDOWN|slots|sentinel/i,
     "connection",
   ],
 ];
 
-function kindOf(error: Error): RedisFailure {
+function kindOf(error: Error): BackendErrorKind {
   return KINDS.find(([pattern]) => pattern.test(error.message))?.[1] ?? "other";
 }
 
-const WORDS: Readonly<Record<RedisFailure, string>> = {
+const WORDS: Readonly<Record<BackendErrorKind, string>> = {
   timeout: "did not answer in time",
   connection: "is not connected",
-  readonly: "is a read-only replica",
+  read_only: "is a read-only replica",
   full: "is full and takes no writes",
-  type: "holds something else under a key of this directory",
+  wrong_type: "holds something else under a key of this directory",
+  loading: "is starting and not ready",
+  denied: "refuses this user or password",
   other: "refused a command",
 };
 
@@ -119,14 +123,10 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
     generation += 1;
     if (connected === false) {
       observer.reconnected();
-      log.info({ event: "redis-back" }, `${name} is connected again`);
     }
     connected = true;
   });
   client.on("close", () => {
-    if (connected === true) {
-      log.warn({ event: "redis-lost" }, `the connection to ${name} is lost; it is tried again`);
-    }
     connected = false;
   });
   client.on("error", (error: Error) => {
@@ -138,7 +138,7 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
     const kind = kindOf(cause);
     observer.failed(kind);
     const told = kind === "other" ? `: ${withoutSecrets(cause.message, address)}` : "";
-    return new WeightlineError("Unavailable", `${name} ${WORDS[kind]}${told}`, {
+    return new WeightlineError("Unavailable", `Redis ${WORDS[kind]}${told}`, {
       field: "REDIS_URL",
       wayOut: "the directory fills itself again when Redis is back",
       value: kind,
@@ -162,11 +162,42 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
   });
 
   const scripts = client as unknown as Record<string, (...args: unknown[]) => Promise<ScriptReply[]>>;
-  /** Pages of keys, each page one pipeline. */
+  const call = async (script: ScriptName, args: (string | number | Buffer)[], form: "text" | "bytes") => {
+    const sentAt = time.monotonicMs();
+    const command = scripts[form === "text" ? script : `${script}Buffer`];
+    const reply = (await command?.call(client, `${prefix}sources`, prefix, ...args)) ?? [];
+    clock.observe(sentAt, time.monotonicMs(), Number(String(reply[0])));
+    return reply;
+  };
+
+  /** Runs a command, and once more where a key of those given had another type than it should: then that key is removed. */
+  const repaired = <T>(command: () => Promise<T>, types: string[]): Promise<T> =>
+    guarded(async () => {
+      try {
+        return await command();
+      } catch (error) {
+        if (!(error instanceof Error && kindOf(error) === "wrong_type")) {
+          throw error;
+        }
+        const [, ...removed] = await call("repair", types, "text");
+        observer.failed("wrong_type");
+        const keys = removed.slice(0, 5).map(String);
+        bounded(
+          "warn",
+          { event: "redis-key-repaired", keys },
+          `${name} held another type under a key of the directory; removed`,
+        );
+        return await command();
+      }
+    });
+
+  /** Hashes by their keys, a page of them in one pipeline. */
   const paged = async <T>(keys: string[], command: (key: string) => Promise<T>): Promise<T[]> => {
     const results: T[] = [];
     for (let i = 0; i < keys.length; i += PAGE) {
-      results.push(...(await guarded(() => Promise.all(keys.slice(i, i + PAGE).map(command)))));
+      const page = keys.slice(i, i + PAGE);
+      const types = page.flatMap((key) => [key, "hash"]);
+      results.push(...(await repaired(() => Promise.all(page.map(command)), types)));
     }
     return results;
   };
@@ -178,19 +209,12 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
     get generation() {
       return generation;
     },
-    run: (script, args, form = "text") =>
-      guarded(async () => {
-        const sentAt = time.monotonicMs();
-        const command = scripts[form === "text" ? script : `${script}Buffer`];
-        const reply = (await command?.call(client, `${prefix}sources`, prefix, ...args)) ?? [];
-        clock.observe(sentAt, time.monotonicMs(), Number(String(reply[0])));
-        return reply;
-      }),
+    run: (script, args, touched, form = "text") => repaired(() => call(script, args, form), keyTypes(prefix, touched)),
     checkWritable: () =>
       guarded(async () => {
         await client.set(`${prefix}health`, "written by health checks", "PX", HEALTH_TTL_MS);
       }),
-    members: (key) => guarded(() => client.zrange(key, "0", "-1")),
+    members: (key) => repaired(() => client.zrange(key, "0", "-1"), [key, "zset"]),
     hashes: (keys) => paged(keys, (key) => client.hgetall(key)),
     counts: (keys) => paged(keys, (key) => client.hlen(key)),
     close: () => client.disconnect(),

@@ -5,6 +5,7 @@ import { SourceStatus } from "@weightline/proto/p2p";
 import { createBoundedLog, type Logger } from "@weightline/runtime";
 import { announceReply, type Judgement } from "../announce-verdict.ts";
 import { type Clock, type Directory, LOST_SHOWN_MS, SYSTEM_CLOCK, type WorkerQuery } from "../directory.ts";
+import type { DirectoryObserver } from "../directory-observer.ts";
 import {
   type DirectoryWorker,
   heldNames,
@@ -21,7 +22,7 @@ import { newestFirst, type SourceView } from "../source-view.ts";
 import { createNodeMirror } from "./node-mirror.ts";
 import { readNode, writeHoldings } from "./node-records.ts";
 import type { RedisAddress } from "./redis-address.ts";
-import { createRedisConnection, type RedisObserver } from "./redis-connection.ts";
+import { createRedisConnection } from "./redis-connection.ts";
 import {
   aboutWorker,
   readIdentity,
@@ -49,7 +50,7 @@ export interface RedisDirectoryOptions {
   announceIntervalMs: number;
   /** How often what is over is looked for in a source that is written to, in ms. */
   reaperIntervalMs: number;
-  observer: RedisObserver;
+  observer: DirectoryObserver;
   log: Logger;
   clock?: Clock;
 }
@@ -103,7 +104,7 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
       const synced = await Promise.all(page.map(cache.sync));
       views.push(...synced.filter((view) => view !== undefined));
       const ended = page.filter((_, j) => synced[j] === undefined);
-      await Promise.all(ended.map((id) => connection.run("forgetSource", [id])));
+      await Promise.all(ended.map((id) => connection.run("forgetSource", [id], { sourceIds: [id] })));
     }
     return views;
   };
@@ -127,7 +128,7 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
           writeIdentity(worker.identity),
         ]),
       );
-      const reply = await connection.run("announce", [
+      const args = [
         message.node,
         String(message.epoch),
         String(message.sequence),
@@ -145,11 +146,13 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
         message.holdings === undefined ? "" : generation(),
         message.holdings === undefined ? "" : writeHoldings(message.holdings.holdings),
         ...entries,
-      ]);
+      ];
+      const sourceIds = entries.filter((_, i) => i % 4 === 0);
+      const reply = await connection.run("announce", args, { sourceIds, node: message.node, storeId: message.storeId });
       return announceReply(judgementOf(String(reply[1]), String(reply[2])), options.announceIntervalMs);
     },
     async leave(node, epoch, bootId) {
-      await connection.run("leave", [node, String(epoch), bootId, recordTtlMs]);
+      await connection.run("leave", [node, String(epoch), bootId, recordTtlMs], { node });
     },
     async lookup(sourceId, rank) {
       const view = await cache.sync(sourceId);
@@ -166,9 +169,10 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
     async publish({ sourceId, workerId, identity, worker: { summary, bytes } }) {
       const { workerRank, accelerator, topology } = summary;
       const first = summary.status === SourceStatus.READY ? SourceStatus.INITIALIZING : summary.status;
-      const reply = await connection.run("publish", [
+      const field = workerField(workerId);
+      const args = [
         sourceId,
-        workerField(workerId),
+        field,
         writeIdentity(identity),
         generation(),
         workerRank,
@@ -183,13 +187,15 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
         recordTtlMs,
         Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength),
         aboutWorker(summary, bytes.length),
-      ]);
+      ];
+      const reply = await connection.run("publish", args, { sourceIds: [sourceId], field });
       return reply[1] === "superseded" ? "superseded" : "stored";
     },
     async updateStatus({ sourceId, workerId, rank, status, sourceLoad }) {
-      const reply = await connection.run("heartbeat", [
+      const field = workerField(workerId);
+      const args = [
         sourceId,
-        workerField(workerId),
+        field,
         rank,
         statusName(status),
         sourceLoad ?? "",
@@ -198,7 +204,8 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
         options.gcTimeoutMs,
         options.reaperIntervalMs,
         recordTtlMs,
-      ]);
+      ];
+      const reply = await connection.run("heartbeat", args, { sourceIds: [sourceId], field });
       return reply[1] === "unknown" || reply[1] === "superseded" ? reply[1] : "stored";
     },
     async list(query) {
@@ -208,7 +215,8 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
       return (await cache.sync(query.sourceId))?.list(query) ?? new Uint8Array();
     },
     async worker(sourceId, workerId) {
-      const reply = await connection.run("worker", [sourceId, workerField(workerId)], "bytes");
+      const field = workerField(workerId);
+      const reply = await connection.run("worker", [sourceId, field], { sourceIds: [sourceId], field }, "bytes");
       return foundWorker(reply as (Buffer | null)[], options);
     },
     async sources(modelName) {

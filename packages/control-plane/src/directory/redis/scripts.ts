@@ -9,6 +9,7 @@ const PARTS = {
   announce: ["common", "node-removal", "announce"],
   leave: ["common", "node-removal", "leave"],
   forgetSource: ["common", "forget-source"],
+  repair: ["common", "repair"],
 } as const;
 
 export type ScriptName = keyof typeof PARTS;

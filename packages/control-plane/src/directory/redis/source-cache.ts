@@ -169,7 +169,11 @@ export function createSourceCache(options: SourceCacheOptions): SourceCache {
     const over = readOver;
     const known = cached.get(sourceId);
     const args = [sourceId, known?.generation ?? "", known?.version ?? "0", DELTA_MAX, nodes.version];
-    const [now, source, told] = (await connection.run("sync", args)) as [string, ScriptReply[], [string, string[][]]];
+    const [now, source, told] = (await connection.run("sync", args, { sourceIds: [sourceId] })) as [
+      string,
+      ScriptReply[],
+      [string, string[][]],
+    ];
     const redisMs = Number(now);
     nodes.apply(told[0], told[1], redisMs);
     if (over !== connection.generation) {

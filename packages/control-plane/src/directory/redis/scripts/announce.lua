@@ -65,7 +65,7 @@ if holdings ~= '' then
   end
   for _, worker in ipairs(workers) do
     if not kept[worker[1] .. '/' .. worker[2]] then
-      local record = decode(redis.call('HGET', source_key(worker[1]), worker[2]))
+      local record = record_of(worker[1], worker[2])
       if record and record.node == name then remove_worker(worker[1], worker[2], record_ttl_ms) end
     end
   end

@@ -25,10 +25,30 @@ local function decode(json)
   return nil
 end
 
+-- The record of a worker that the caller did not name; nil too where somebody put another type.
+local function record_of(id, field)
+  local raw = redis.pcall('HGET', source_key(id), field)
+  if type(raw) ~= 'string' then return nil end
+  return decode(raw)
+end
+
+-- Fields of a node that the caller did not name; none of them where somebody put another type.
+local function node_fields(name, ...)
+  local values = redis.pcall('HMGET', node_key(name), ...)
+  return values.err and {} or values
+end
+
 -- Decimal numbers of 64 bits as text: Lua's own lose digits above 2^53.
 local function less(a, b)
   if #a ~= #b then return #a < #b end
   return a < b
+end
+
+-- True when a write of a rank was received well before the newest one that is stored. What is stored from a time to come
+-- was so before the clock was set back, and says nothing.
+local function is_late(known, received_ms, tolerance_ms)
+  local stored_ms = tonumber(known.received) or 0
+  return stored_ms <= now_ms + tolerance_ms and received_ms + tolerance_ms < stored_ms
 end
 
 -- Every key has a lifetime; it is written anew only when half of it is over, for the log's sake.

@@ -11,7 +11,7 @@ for _, other in ipairs(record and record.ranks or {}) do
 end
 -- Without its metadata a worker is of no use: who is told so publishes again.
 if not known or redis.call('HEXISTS', worker, rank) == 0 then return {text(now_ms), 'unknown'} end
-if received_ms + tolerance_ms < (known.received or 0) then return {text(now_ms), 'superseded'} end
+if is_late(known, received_ms, tolerance_ms) then return {text(now_ms), 'superseded'} end
 known.status, known.updated_at, known.received = status, now_ms, received_ms
 known.load = load ~= '' and tonumber(load) or nil
 redis.call('HSET', source, field, cjson.encode(record))

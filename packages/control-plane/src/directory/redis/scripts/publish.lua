@@ -9,10 +9,10 @@ local record = decode(redis.call('HGET', source, field))
 local ranks, load = {}, nil
 for _, known in ipairs(record and record.ranks or {}) do
   if known.rank == rank then
-    if received_ms + tolerance_ms < (known.received or 0) then return {text(now_ms), 'superseded'} end
+    if is_late(known, received_ms, tolerance_ms) then return {text(now_ms), 'superseded'} end
     -- What is live stays live: a second publish must not hide it.
-    if now_ms - (known.updated_at or 0) < fresh_ms then status, load = known.status, known.load end
-  elseif now_ms - (known.updated_at or 0) < gc_ms then
+    if now_ms - (tonumber(known.updated_at) or 0) < fresh_ms then status, load = known.status, known.load end
+  elseif now_ms - (tonumber(known.updated_at) or 0) < gc_ms then
     ranks[#ranks + 1] = known
   else
     redis.call('HDEL', worker, known.rank, known.rank .. ':about')

@@ -27,8 +27,10 @@ local function nodes_part()
   local changes = redis.call('ZRANGEBYSCORE', nodes_key, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 5000)
   local nodes = {}
   for i = 1, #changes, 2 do
-    local known = redis.call('HMGET', node_key(changes[i]), 'epoch', 'state', 'address', 'last_seen', 'expires')
-    nodes[#nodes + 1] = {changes[i], known[1], known[2], known[3], known[4], known[5]}
+    local known = node_fields(changes[i], 'epoch', 'state', 'address', 'last_seen', 'expires')
+    nodes[#nodes + 1] = {
+      changes[i], known[1] or false, known[2] or false, known[3] or false, known[4] or false, known[5] or false
+    }
   end
   return {changes[#changes] or version, nodes}
 end

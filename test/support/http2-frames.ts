@@ -15,7 +15,7 @@ export const FRAME = {
 } as const;
 export const END_STREAM = 1;
 export const END_HEADERS = 4;
-const ACK = 1;
+export const ACK = 1;
 export const PREFACE = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
 const FRAME_HEAD_BYTES = 9;
 const GRPC_HEAD_BYTES = 5;
@@ -26,7 +26,7 @@ const FRAME_MAX_BYTES = 16_384;
 /** As stock servers allow at least; more wait here. */
 const CALLS_AT_ONCE = 100;
 const HEADER_TABLE_SIZE = 1;
-const INITIAL_WINDOW_SIZE = 4;
+export const INITIAL_WINDOW_SIZE = 4;
 
 /** One HTTP/2 frame. */
 export function frame(type: number, flags: number, stream: number, payload: Buffer = Buffer.alloc(0)): Buffer {
@@ -48,7 +48,7 @@ export function settings(values: ReadonlyArray<readonly [identifier: number, val
   return frame(FRAME.settings, 0, 0, payload);
 }
 
-function windowUpdate(stream: number, bytes: number): Buffer {
+export function windowUpdate(stream: number, bytes: number): Buffer {
   const payload = Buffer.alloc(4);
   payload.writeUInt32BE(bytes);
   return frame(FRAME.windowUpdate, 0, stream, payload);
@@ -104,6 +104,37 @@ export function prepareCall(path: string, message: Uint8Array): PreparedCall {
   return { bytes, dataAt: head.length, payloadBytes: payload.length };
 }
 
+/** A frame that came. */
+export interface Frame {
+  type: number;
+  flags: number;
+  stream: number;
+  payload: Buffer;
+}
+
+/** Cuts what comes into frames; the payloads are parts of the pieces given. */
+export function frameReader(take: (frame: Frame) => void): (piece: Buffer) => void {
+  let rest: Buffer = Buffer.alloc(0);
+  return (piece) => {
+    const bytes = rest.length === 0 ? piece : Buffer.concat([rest, piece]);
+    let at = 0;
+    while (at + FRAME_HEAD_BYTES <= bytes.length) {
+      const end = at + FRAME_HEAD_BYTES + bytes.readUIntBE(at, 3);
+      if (end > bytes.length) {
+        break;
+      }
+      take({
+        type: bytes[at + 3] ?? 0,
+        flags: bytes[at + 4] ?? 0,
+        stream: bytes.readUInt32BE(at + 5) & WINDOW_MAX,
+        payload: bytes.subarray(at + FRAME_HEAD_BYTES, end),
+      });
+      at = end;
+    }
+    rest = at === bytes.length ? Buffer.alloc(0) : bytes.subarray(at);
+  };
+}
+
 /** How a call ended. */
 export interface RawReply {
   /** A message came before the trailers: whoever fails a unary call sends none. */
@@ -128,13 +159,19 @@ export interface RawConnection {
   close(): void;
 }
 
-/** Opens a connection; `localAddress` makes it a peer of its own. */
-export async function openRawConnection(port: number, localAddress = "127.0.0.1"): Promise<RawConnection> {
+/** A socket to 127.0.0.1; `localAddress` makes it a peer of its own. */
+export async function dial(port: number, localAddress = "127.0.0.1"): Promise<Socket> {
   const socket = connect({ port, host: "127.0.0.1", localAddress, noDelay: true });
   await new Promise<void>((resolve, reject) => {
     socket.once("connect", resolve);
     socket.once("error", reject);
   });
+  return socket;
+}
+
+/** Opens a connection. */
+export async function openRawConnection(port: number, localAddress?: string): Promise<RawConnection> {
+  const socket = await dial(port, localAddress);
   socket.write(
     Buffer.concat([
       PREFACE,
@@ -155,7 +192,6 @@ function run(socket: Socket): RawConnection {
   let nextStream = 1;
   let window = FIRST_WINDOW_BYTES;
   let consumed = 0;
-  let rest: Buffer = Buffer.alloc(0);
   let unsent: Buffer[] = [];
 
   const mayNot = () => !socket.destroyed && (window < FRAME_MAX_BYTES || calls.size >= CALLS_AT_ONCE);
@@ -197,7 +233,7 @@ function run(socket: Socket): RawConnection {
       }
     }
   };
-  const take = (type: number, flags: number, stream: number, payload: Buffer) => {
+  const take = ({ type, flags, stream, payload }: Frame) => {
     if (type === FRAME.data) {
       takeData(stream, payload);
     } else if (type === FRAME.reset) {
@@ -214,20 +250,7 @@ function run(socket: Socket): RawConnection {
       finish(stream, false);
     }
   };
-  socket.on("data", (chunk: Buffer) => {
-    const bytes = rest.length === 0 ? chunk : Buffer.concat([rest, chunk]);
-    let at = 0;
-    while (at + FRAME_HEAD_BYTES <= bytes.length) {
-      const end = at + FRAME_HEAD_BYTES + bytes.readUIntBE(at, 3);
-      if (end > bytes.length) {
-        break;
-      }
-      const stream = bytes.readUInt32BE(at + 5) & WINDOW_MAX;
-      take(bytes[at + 3] ?? 0, bytes[at + 4] ?? 0, stream, bytes.subarray(at + FRAME_HEAD_BYTES, end));
-      at = end;
-    }
-    rest = at === bytes.length ? Buffer.alloc(0) : bytes.subarray(at);
-  });
+  socket.on("data", frameReader(take));
   socket.on("error", () => undefined);
   socket.on("close", () => {
     for (const stream of [...calls.keys()]) {

@@ -76,7 +76,17 @@ t.test("tensor reads: a lease that keeps the memory, released once", async (t) =
   const { leaseId, manifest } = await worker.prepareTensorRead({ mxSourceId, workerId });
   t.equal(manifest?.tensors.length, 2);
   t.equal((await cluster.mxctl(["evict", "--model-name", "m", "--rank", "3"], agent)).code, 6, "it is leased");
-  await worker.releaseTensorRead({ mxSourceId, leaseId });
+  await t.rejects(worker.releaseTensorRead({ leaseId }), { code: Code.InvalidArgument });
+  await t.rejects(worker.releaseTensorRead({ mxSourceId: "0".repeat(16), leaseId }), {
+    code: Code.FailedPrecondition,
+    rawMessage: /^mx_source_id mismatch: expected .*, got 0000000000000000$/,
+  });
+  await t.rejects(worker.releaseTensorRead({ mxSourceId, leaseId, workerId: "" }), {
+    code: Code.FailedPrecondition,
+    rawMessage: /^worker_id mismatch: /,
+  });
+  t.equal((await agent.client.status({})).leases, 1, "what was refused released nothing");
+  await worker.releaseTensorRead({ mxSourceId, leaseId, workerId });
   await t.rejects(worker.releaseTensorRead({ mxSourceId, leaseId }), {
     code: Code.NotFound,
     rawMessage: `tensor read lease not found or expired: ${leaseId}`,
@@ -123,12 +133,14 @@ t.test("Open: epochs, versions and digests that do not fit are refused in words"
   );
 });
 
-t.test("draining: tensor source is draining, nothing new is opened", async (t) => {
+t.test("draining: tensor source is draining, nothing new is opened, leases are still released", async (t) => {
+  const { leaseId } = await worker.prepareTensorRead({ mxSourceId });
   t.equal((await cluster.mxctl(["drain"], agent)).code, 0);
   await t.rejects(worker.getTensorManifest({ mxSourceId }), {
     code: Code.Unavailable,
     rawMessage: "tensor source is draining",
   });
+  await worker.releaseTensorRead({ mxSourceId, leaseId });
   await t.rejects(peer.open({ holdingId: holding?.holdingId ?? "" }), { code: Code.Unavailable });
   await t.rejects(agent.python('agent.acquire(model_name="m", rank=3)'), /Unavailable: this node is draining/);
   t.equal((await fetch(`http://127.0.0.1:${agent.metricsPort}/readyz`)).status, 503);

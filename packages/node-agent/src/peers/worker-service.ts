@@ -71,21 +71,15 @@ export function createWorkerService({
   const workersOf = (sourceId: string): Worker[] =>
     registry
       .withSource(sourceId)
-      .filter(({ record }) => record.state === "complete")
       .flatMap((holding) =>
         holding.record.identities
           .filter(({ identity }) => computeSourceId(identity) === sourceId)
           .map(({ rank }) => ({ holding, rank, workerId: workerIdOf(holding, rank), sourceId })),
       );
 
-  const find = (sourceId: string, workerId: string | undefined): Worker => {
-    if (sourceId === "") {
-      throw new ConnectError("mx_source_id is required for tensor reads", Code.InvalidArgument);
-    }
-    if (draining()) {
-      throw new ConnectError("tensor source is draining", Code.Unavailable);
-    }
-    const workers = workersOf(sourceId);
+  /** The worker that a request names, of those that `may` be it. */
+  const named = (sourceId: string, workerId: string | undefined, may: (worker: Worker) => boolean): Worker => {
+    const workers = workersOf(sourceId).filter(may);
     const [first] = workers;
     if (first === undefined) {
       const known = [
@@ -109,6 +103,20 @@ export function createWorkerService({
       );
     }
     return worker;
+  };
+
+  const checkSource = (sourceId: string) => {
+    if (sourceId === "") {
+      throw new ConnectError("mx_source_id is required for tensor reads", Code.InvalidArgument);
+    }
+  };
+
+  const find = (sourceId: string, workerId: string | undefined): Worker => {
+    checkSource(sourceId);
+    if (draining()) {
+      throw new ConnectError("tensor source is draining", Code.Unavailable);
+    }
+    return named(sourceId, workerId, ({ holding }) => holding.record.state === "complete");
   };
 
   const manifestOf = async ({ holding, rank, workerId, sourceId }: Worker): Promise<GetTensorManifestResponse> => {
@@ -157,10 +165,10 @@ export function createWorkerService({
       const seconds = 2 * Math.max(LEAST_TIMEOUT_SECONDS, transferTimeoutSeconds) + EXTRA_SECONDS;
       return { leaseId: leases.grantTimed(worker.holding, seconds * 1000).id, manifest };
     },
-    releaseTensorRead({ mxSourceId, leaseId }) {
-      if (mxSourceId === "") {
-        throw new ConnectError("mx_source_id is required for tensor reads", Code.InvalidArgument);
-      }
+    releaseTensorRead({ mxSourceId, workerId, leaseId }) {
+      checkSource(mxSourceId);
+      // Whatever became of the holding since, and while this node drains.
+      named(mxSourceId, workerId, () => true);
       const lease = leases.find(leaseId);
       if (lease === undefined || lease.owner !== undefined) {
         throw new ConnectError(`tensor read lease not found or expired: ${leaseId}`, Code.NotFound);

@@ -131,6 +131,18 @@ for (const [version, backend] of CASES) {
       },
     );
 
+    t.test("its backend without any server reads the same from the agent alone", async (t) => {
+      t.match(await runStock(version, "without_server", [agent.address, MODEL]), {
+        client: "MxK8sServiceClient",
+        found: true,
+        accelerator: "cpu",
+        agent: "a",
+        tensors: ["a", "b"],
+        unknown: ["FAILED_PRECONDITION", /^mx_source_id mismatch: /],
+        otherRank: /worker_rank mismatch: expected 1, got 0/,
+      });
+    });
+
     t.test("a racing stock reader never misses a READY worker that a stock client publishes again", async (t) => {
       const writer = startStock(version, "republish", [address, "raced", String(REPUBLISHES)]);
       t.teardown(() => writer.stop());

@@ -24,7 +24,7 @@ const REDIALLED_AFTER_MS = 15_000;
 async function nodesAt(address: string): Promise<Record<string, NodeState>> {
   const channel = createGrpcChannel({ addresses: [parseAddress(address, "address")] });
   try {
-    const { nodes } = await channel.client(NodeService).listNodes({}, { timeoutMs: 2000 });
+    const { nodes } = await channel.client(NodeService).listNodes({}, { timeoutMs: 20_000 });
     return Object.fromEntries(nodes.map(({ name, state }) => [name, state]));
   } finally {
     channel.close();

@@ -7,7 +7,7 @@ import t, { type Test } from "tap";
 import type { Holding } from "../src/holdings/holding.ts";
 import type { HoldingRegistry } from "../src/holdings/holding-registry.ts";
 import { createLeaseTable } from "../src/leases/lease-table.ts";
-import { POD_LEASE_PROCESSES_MAX, POD_LEASES_MAX } from "../src/local/limits.ts";
+import { POD_LEASE_PROCESSES_MAX, POD_LEASES_MAX, TIMED_LEASES_MAX } from "../src/local/limits.ts";
 
 const holding = (state = "complete"): Holding =>
   ({ id: "h", record: { state }, leases: 0, lastUsedAt: 0, readers: 0 }) as unknown as Holding;
@@ -123,6 +123,19 @@ t.test("a number that was given to another process is another owner", async (t) 
   })();
   t.ok(released === false || released === "PermissionDenied");
   t.ok(await eventually(() => one.leases === 0));
+});
+
+t.test("leases of peers' reads have a limit together, and an ended one makes room", async (t) => {
+  const table = createLeaseTable(registry, silent);
+  const one = holding();
+  const all = Array.from({ length: TIMED_LEASES_MAX }, () => table.grantTimed(one, 60_000));
+  t.throws(() => table.grantTimed(one, 60_000), {
+    code: "ResourceExhausted",
+    value: String(TIMED_LEASES_MAX),
+    limit: String(TIMED_LEASES_MAX),
+  });
+  t.ok(table.release(all[0]?.id ?? "", undefined));
+  t.ok(table.grantTimed(one, 60_000));
 });
 
 t.test("only complete holdings are leased; a timed lease is nobody's to give back locally", async (t) => {

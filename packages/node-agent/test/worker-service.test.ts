@@ -1,5 +1,6 @@
 // WorkerService by the contract's rules, against a real agent.
 import { Code } from "@connectrpc/connect";
+import { computeSourceId, filesIdentity } from "@weightline/proto";
 import { WorkerService } from "@weightline/proto/p2p";
 import { PeerService } from "@weightline/proto/peer";
 import { createGrpcChannel, fromRpcError, parseAddress } from "@weightline/runtime";
@@ -51,11 +52,41 @@ t.test("GetTensorManifest: names, sizes and dtypes; worker_id is optional, and c
   await t.rejects(worker.getTensorManifest({ mxSourceId, workerId: "x" }), { code: Code.FailedPrecondition });
 });
 
+t.test("a manifest above what stock clients receive, 4 MiB or 42,000 tensors, is refused in words", async (t) => {
+  const manifestOf = async (modelName: string, count: number, nameBytes: number) => {
+    const file = `${cluster.folder}/${modelName}.safetensors`;
+    const names = Array.from({ length: count }, (_, i) => String(i).padStart(nameBytes, "x"));
+    writeTensors(file, Object.fromEntries(names.map((name) => [name, { dtype: "U8", shape: [1] }])));
+    await cluster.load(agent, file, modelName);
+    return worker.getTensorManifest({ mxSourceId: computeSourceId(filesIdentity(modelName)) });
+  };
+  const { tensors } = await manifestOf("fits", 10_000, 395);
+  t.equal(tensors.length, 10_000);
+  await t.rejects(manifestOf("long-names", 10_000, 415), {
+    code: Code.ResourceExhausted,
+    rawMessage: /^the manifest's \d+ bytes are above what a stock client takes \(4194304\)$/,
+  });
+  await t.rejects(manifestOf("many", 42_001, 5), {
+    code: Code.ResourceExhausted,
+    rawMessage: "the manifest of 42001 tensors is above what a stock client takes (42000)",
+  });
+});
+
 t.test("tensor reads: a lease that keeps the memory, released once", async (t) => {
   const { leaseId, manifest } = await worker.prepareTensorRead({ mxSourceId, workerId });
   t.equal(manifest?.tensors.length, 2);
   t.equal((await cluster.mxctl(["evict", "--model-name", "m", "--rank", "3"], agent)).code, 6, "it is leased");
-  await worker.releaseTensorRead({ mxSourceId, leaseId });
+  await t.rejects(worker.releaseTensorRead({ leaseId }), { code: Code.InvalidArgument });
+  await t.rejects(worker.releaseTensorRead({ mxSourceId: "0".repeat(16), leaseId }), {
+    code: Code.FailedPrecondition,
+    rawMessage: /^mx_source_id mismatch: expected .*, got 0000000000000000$/,
+  });
+  await t.rejects(worker.releaseTensorRead({ mxSourceId, leaseId, workerId: "" }), {
+    code: Code.FailedPrecondition,
+    rawMessage: /^worker_id mismatch: /,
+  });
+  t.equal((await agent.client.status({})).leases, 1, "what was refused released nothing");
+  await worker.releaseTensorRead({ mxSourceId, leaseId, workerId });
   await t.rejects(worker.releaseTensorRead({ mxSourceId, leaseId }), {
     code: Code.NotFound,
     rawMessage: `tensor read lease not found or expired: ${leaseId}`,
@@ -102,12 +133,14 @@ t.test("Open: epochs, versions and digests that do not fit are refused in words"
   );
 });
 
-t.test("draining: tensor source is draining, nothing new is opened", async (t) => {
+t.test("draining: tensor source is draining, nothing new is opened, leases are still released", async (t) => {
+  const { leaseId } = await worker.prepareTensorRead({ mxSourceId });
   t.equal((await cluster.mxctl(["drain"], agent)).code, 0);
   await t.rejects(worker.getTensorManifest({ mxSourceId }), {
     code: Code.Unavailable,
     rawMessage: "tensor source is draining",
   });
+  await worker.releaseTensorRead({ mxSourceId, leaseId });
   await t.rejects(peer.open({ holdingId: holding?.holdingId ?? "" }), { code: Code.Unavailable });
   await t.rejects(agent.python('agent.acquire(model_name="m", rank=3)'), /Unavailable: this node is draining/);
   t.equal((await fetch(`http://127.0.0.1:${agent.metricsPort}/readyz`)).status, 503);

@@ -2,6 +2,7 @@
 import { writeFileSync } from "node:fs";
 import t from "tap";
 import { createCluster } from "../../support/cluster.ts";
+import { createRedisServer } from "../../support/redis-server.ts";
 import { writeTensors } from "../../support/safetensors-file.ts";
 import { runStock, startStock, VERSIONS } from "./stock-python.ts";
 
@@ -22,12 +23,23 @@ interface AgentSource {
   [fact: string]: unknown;
 }
 
-for (const version of VERSIONS) {
+/** The newest is tried on every backend. */
+const CASES = [...VERSIONS.map((version) => [version, "memory"] as const), [VERSIONS[0], "redis"] as const];
+
+for (const [version, backend] of CASES) {
   const newest = version === VERSIONS[0];
-  t.test(`modelexpress ${version}`, async (t) => {
+  t.test(`modelexpress ${version}, ${backend}`, async (t) => {
     const cluster = await createCluster();
-    t.teardown(() => cluster.stop());
-    let controlPlane = await cluster.startControlPlane();
+    const redis = backend === "redis" ? await createRedisServer() : undefined;
+    t.teardown(async () => {
+      await cluster.stop();
+      await redis?.remove();
+    });
+    const env: Record<string, string> = {
+      MX_METADATA_BACKEND: backend,
+      ...(redis === undefined ? {} : { REDIS_URL: redis.url }),
+    };
+    let controlPlane = await cluster.startControlPlane([], { env });
     const address = cluster.controlPlane();
     const agent = await cluster.startAgent("a");
     const path = `${cluster.folder}/m.safetensors`;
@@ -118,6 +130,18 @@ for (const version of VERSIONS) {
         t.equal((await agent.client.status({})).leases, 0, "its lease was released");
       },
     );
+
+    t.test("its backend without any server reads the same from the agent alone", async (t) => {
+      t.match(await runStock(version, "without_server", [agent.address, MODEL]), {
+        client: "MxK8sServiceClient",
+        found: true,
+        accelerator: "cpu",
+        agent: "a",
+        tensors: ["a", "b"],
+        unknown: ["FAILED_PRECONDITION", /^mx_source_id mismatch: /],
+        otherRank: /worker_rank mismatch: expected 1, got 0/,
+      });
+    });
 
     t.test("a racing stock reader never misses a READY worker that a stock client publishes again", async (t) => {
       const writer = startStock(version, "republish", [address, "raced", String(REPUBLISHES)]);

@@ -227,6 +227,30 @@ def agent_source(address, model):
     return said
 
 
+def without_server(address, model):
+    """The backend that asks workers alone, behind a Kubernetes Service: its one address is an agent's."""
+    os.environ["MX_METADATA_BACKEND"] = "k8s-service"
+    os.environ["MX_K8S_SERVICE_PATTERN"] = address
+    os.environ["MX_K8S_SERVICE_BACKOFF_SECONDS"] = "0.01"
+    own = p2p_pb2.SourceIdentity(model_name=model, extra_parameters={"weightline.kind": "files"})
+    client = create_metadata_client(worker_rank=0)
+    [instance] = client.list_sources(own, READY).instances
+    got = client.get_metadata(instance.mx_source_id, instance.worker_id)
+    said = {
+        "client": type(client).__name__,
+        "found": got.found,
+        "accelerator": got.worker.accelerator,
+        "agent": got.worker.agent_name,
+        "tensors": [one.name for one in payload.worker_tensor_descriptors(got.worker)],
+        "unknown": refusal(lambda: client.get_metadata("0" * 16, "")),
+    }
+    try:
+        create_metadata_client(worker_rank=1).get_metadata(instance.mx_source_id, "")
+    except RuntimeError as error:
+        said["otherRank"] = str(error)
+    return said
+
+
 def selection(address):
     """The stock selectors over what List gives: a measured load of 0 beats an unknown one, which beats 1."""
     client = MxClient(server_url=address)
@@ -319,7 +343,7 @@ def main():
 
 SCENARIOS = {
     scenario.__name__: scenario
-    for scenario in (round_trip, source_ids, heartbeats, agent_source, selection, models, race, republish, reflection)
+    for scenario in (round_trip, source_ids, heartbeats, agent_source, without_server, selection, models, race, republish, reflection)
 }
 
 main()

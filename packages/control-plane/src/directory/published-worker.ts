@@ -1,6 +1,6 @@
 import { fromBinary } from "@bufbuild/protobuf";
 import { type WorkerSummary, WorkerSummarySchema } from "@weightline/proto/directory";
-import type { SourceStatus } from "@weightline/proto/p2p";
+import { SourceStatus, SourceStatusSchema } from "@weightline/proto/p2p";
 import { checkMessageValues } from "@weightline/runtime";
 import { varintBytes, withoutFields, writeVarint } from "./wire.ts";
 
@@ -12,11 +12,15 @@ export interface PublishedWorker {
 }
 
 const OWN_FIELDS = new Set([4, 5]);
+const KNOWN_STATUS = new Set<number>(SourceStatusSchema.values.map(({ number }) => number));
 
-/** Reads an encoded WorkerMetadata; throws what protobuf throws when it is none. */
+/** Reads an encoded WorkerMetadata; throws what protobuf throws when it is none. A status of no known number is UNKNOWN. */
 export function readWorker(encoded: Uint8Array): PublishedWorker {
   checkMessageValues(WorkerSummarySchema, encoded);
   const summary = fromBinary(WorkerSummarySchema, encoded, { readUnknownFields: false });
+  if (!KNOWN_STATUS.has(summary.status)) {
+    summary.status = SourceStatus.UNKNOWN;
+  }
   return { summary, bytes: withoutFields(encoded, OWN_FIELDS) };
 }
 

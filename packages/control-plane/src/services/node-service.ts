@@ -29,7 +29,7 @@ export function createNodeService(
         onAnnounce(outcome);
       }
       log.trace({ node: request.node, sequence: String(request.sequence), verdict: reply.verdict }, "announce");
-      return reply;
+      return { ...reply, nowMs: BigInt(Date.now()) };
     },
     async leave({ node, epoch, bootId }, context) {
       security.checkNode(context, node);

@@ -20,6 +20,7 @@ import {
 import type { Directory, Publication, UpdateOutcome, WorkerQuery } from "../directory/directory.ts";
 import { type PublishedWorker, readWorker } from "../directory/published-worker.ts";
 import { recordProblem } from "./record-limits.ts";
+import { createSkewWarning } from "./skew-warning.ts";
 
 const KNOWN_STATUS = new Set(SourceStatusSchema.values.map(({ number }) => number));
 
@@ -101,6 +102,7 @@ const REFUSED_UPDATES: Readonly<Record<Exclude<UpdateOutcome, "stored">, string>
 /** model_express.p2p.P2pService by the contract's rules: verdicts are in replies, not in gRPC codes. */
 export function createP2pService(directory: Directory, log: Logger): ServiceRoute {
   const bounded = createBoundedLog(log);
+  const warnOfSkew = createSkewWarning(log);
   return routeInWireForms(P2pService, FORMS, {
     async publishMetadata(request: PublishRequest) {
       const publication = publicationOf(request);
@@ -109,6 +111,7 @@ export function createP2pService(directory: Directory, log: Logger): ServiceRout
         return { success: false, message: publication, mxSourceId: "", workerId: "" };
       }
       const { sourceId, workerId } = publication;
+      warnOfSkew(workerId, Number(publication.worker.summary.updatedAt));
       let problem = "a newer publish of this worker was stored before it";
       try {
         if ((await directory.publish(publication)) === "stored") {

@@ -251,6 +251,8 @@ onEveryBackend(async (t, { p2p, channel, ready }, start) => {
     t.same(await listed(), [beating.workerId]);
     t.same(await listed({ limit: 1 }), [beating.workerId]);
     t.equal((await plane.p2p.listSources({ identity })).instances.length, 2, "without the filter it is listed still");
+    const { worker } = await plane.p2p.getMetadata({ mxSourceId: silent.sourceId, workerId: silent.workerId });
+    t.equal(worker?.status, SourceStatus.STALE, "Get agrees");
     t.ok((await beat(silent)).success);
     t.equal((await listed()).length, 2);
   });

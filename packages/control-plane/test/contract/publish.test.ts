@@ -1,8 +1,11 @@
 // contract.md, PublishMetadata: the verdict is in the reply, and what was published comes back as it was.
 import { randomBytes } from "node:crypto";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { computeSourceId } from "@weightline/proto";
 import { BackendFramework, MxSourceType, SourceStatus } from "@weightline/proto/p2p";
+import { createLogger } from "@weightline/runtime";
 import { identityOf } from "./identity.ts";
 import { onEveryBackend } from "./under-contract.ts";
 
@@ -78,12 +81,16 @@ onEveryBackend(async (t, { p2p, ready }, start) => {
   });
 
   t.test("a fresh publish is not READY until UpdateStatus(READY), whatever status it carries", async (t) => {
-    for (const status of [SourceStatus.UNKNOWN, SourceStatus.INITIALIZING, SourceStatus.READY]) {
+    const { UNKNOWN, INITIALIZING, READY, STALE } = SourceStatus;
+    for (const status of [UNKNOWN, INITIALIZING, READY, STALE, 77, -1] as SourceStatus[]) {
       const identity = identityOf({ revision: `fresh ${status}` });
       const { mxSourceId } = await p2p.publishMetadata({ identity, workerId: "w", worker: { status } });
       t.same((await p2p.listSources({ identity, statusFilter: SourceStatus.READY })).instances, []);
       const told = (await p2p.getMetadata({ mxSourceId, workerId: "w" })).worker?.status;
-      t.ok(told === SourceStatus.INITIALIZING || told === SourceStatus.UNKNOWN, `${told} after ${status}`);
+      t.ok(
+        told === INITIALIZING || told === UNKNOWN || (status === STALE && told === STALE),
+        `${told} after ${status}`,
+      );
       await p2p.updateStatus({ mxSourceId, workerId: "w", status: SourceStatus.READY });
       t.equal((await p2p.listSources({ identity, statusFilter: SourceStatus.READY })).instances.length, 1);
     }
@@ -194,6 +201,45 @@ onEveryBackend(async (t, { p2p, ready }, start) => {
       t.equal(listed?.updatedAt, worker?.updatedAt, "List and Get agree");
     }
   });
+
+  t.test(
+    "field case 37: a worker's clock that is over 5 s off is one warning, and nothing else comes of it",
+    async (t) => {
+      const folder = mkdtempSync(`${tmpdir()}/weightline-skew-`);
+      t.teardown(() => rmSync(folder, { recursive: true }));
+      const file = `${folder}/log`;
+      const log = createLogger({ program: "test", level: "warn", format: "json", file });
+      const plane = await start(t, { log });
+      const off = async (workerId: string, ms: number | undefined) => {
+        const updatedAt = ms === undefined ? 0n : BigInt(Date.now() + ms);
+        const identity = identityOf({ revision: "skew" });
+        const { mxSourceId } = await plane.p2p.publishMetadata({ identity, workerId, worker: { updatedAt } });
+        await plane.p2p.updateStatus({ mxSourceId, workerId, status: SourceStatus.READY });
+        const listed = await plane.p2p.listSources({ identity, statusFilter: SourceStatus.READY });
+        t.ok(
+          listed.instances.some((instance) => instance.workerId === workerId),
+          `${workerId} is READY`,
+        );
+      };
+      const minutes = 60_000;
+      await off("none", undefined);
+      await off("near", -3000);
+      for (let i = 0; i < 3; i++) {
+        await off("behind", -10 * minutes);
+        await off("ahead", 10 * minutes);
+      }
+      const lines = readFileSync(file, "utf8")
+        .split("\n")
+        .filter((line) => line.includes('"clock-skew"'));
+      const told = lines
+        .map((line) => JSON.parse(line))
+        .map(({ worker, ahead_ms }) => [worker, Math.round(ahead_ms / minutes)]);
+      t.same(told, [
+        ["behind", -10],
+        ["ahead", 10],
+      ]);
+    },
+  );
 
   t.test("records that never become READY do not stay for ever; those that heartbeat do", async (t) => {
     const plane = await start(t as never, { env: { MX_GC_TIMEOUT_SECS: "1", MX_HEARTBEAT_TIMEOUT_SECS: "1" } });

@@ -9,6 +9,8 @@ import { identityOf } from "./identity.ts";
 
 /** A control plane with a client, on one backend. */
 export interface Plane {
+  /** True: others on the backend share its records. */
+  readonly shared: boolean;
   readonly controlPlane: ControlPlane;
   readonly channel: GrpcChannel;
   readonly p2p: Client<typeof P2pService>;
@@ -33,11 +35,15 @@ export type StartPlane = (t: Test, options?: PlaneOptions) => Promise<Plane>;
 
 let nextWorker = 0;
 
-async function startPlane(t: Test, backend: Readonly<Record<string, string>>, options: PlaneOptions): Promise<Plane> {
+async function startPlane(
+  t: Test,
+  backend: { shared: boolean; env: Readonly<Record<string, string>> },
+  options: PlaneOptions,
+): Promise<Plane> {
   const { values } = readConfiguration({
     table: CONTROL_PLANE_OPTIONS,
     argv: ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"],
-    env: { ...backend, ...options.env },
+    env: { ...backend.env, ...options.env },
   });
   const log = options.log ?? createLogger({ program: "test", level: "error", format: "json", file: "" });
   const controlPlane = await createControlPlane(values, log);
@@ -48,6 +54,7 @@ async function startPlane(t: Test, backend: Readonly<Record<string, string>>, op
   });
   const p2p = channel.client(P2pService);
   return {
+    shared: backend.shared,
     controlPlane,
     channel,
     p2p,
@@ -84,7 +91,8 @@ export function onEveryBackend(body: ContractBody, backends: readonly Backend[] 
     t.test(backend.name, async (t) => {
       const open = await backend.open();
       t.teardown(() => open.close());
-      const start: StartPlane = (test, options = {}) => startPlane(test, open.env, options);
+      const start: StartPlane = (test, options = {}) =>
+        startPlane(test, { shared: backend.shared, env: open.env }, options);
       await body(t as Test, await start(t as Test), start);
     });
   }

@@ -8,6 +8,7 @@ import { toMessage } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
 import type { MemoryAccount } from "../holdings/memory-account.ts";
 import type { StoreFolder } from "../store/store-folder.ts";
+import { createSkewWarning } from "./skew-warning.ts";
 
 /** A node that may hold what is wanted. */
 export type KnownHolder = Pick<Holder, "node" | "address" | "epoch">;
@@ -57,6 +58,7 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
   const { channel, registry, log, store } = options;
   const client = channel.client(NodeService);
   const bounded = createBoundedLog(log);
+  const warnOfSkew = createSkewWarning(log);
   const bootId = randomUUID();
   const remembered = new Map<string, KnownHolder[]>();
   const near = new Map<string, string[]>();
@@ -99,10 +101,20 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
     });
   };
 
+  const askWithClock = async (message: ReturnType<typeof request>) => {
+    const startedAt = performance.now();
+    const reply = await client.announce(message, { timeoutMs: ANNOUNCE_TIMEOUT_MS });
+    const roundTripMs = performance.now() - startedAt;
+    if (reply.nowMs !== 0n) {
+      warnOfSkew({ theirsMs: Number(reply.nowMs), oursMs: Date.now() - roundTripMs / 2, roundTripMs });
+    }
+    return reply;
+  };
+
   /** One announce. True: announce again at once. */
   const announceOnce = async (): Promise<boolean> => {
     const message = request();
-    const reply = await client.announce(message, { timeoutMs: ANNOUNCE_TIMEOUT_MS });
+    const reply = await askWithClock(message);
     switch (reply.verdict) {
       case AnnounceVerdict.ACCEPTED:
         acceptedRevision = message.holdingsRevision;

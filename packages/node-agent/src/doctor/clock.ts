@@ -1,17 +1,16 @@
 import { formatDuration } from "@weightline/runtime";
+import { aheadMs, type ClockReading, isSkewed, SKEW_MAX_MS } from "../clock-reading.ts";
 import { type Check, note, ok, warning } from "./check.ts";
 
 /** Readings in Unix ms, and what passed in ms of the monotonic clock. */
 export interface ClockFacts {
-  /** The control plane's clock and this node's in the middle of asking for it; undefined: it did not tell. */
-  controlPlane: { theirsMs: number; oursMs: number; roundTripMs: number } | undefined;
+  /** Undefined: it did not tell. */
+  controlPlane: ClockReading | undefined;
   /** How far the wall clock went since the agent's start, and the monotonic one. */
   wallPassedMs: number;
   monotonicPassedMs: number;
 }
 
-/** field case 37: what is worth a warning. Nothing depends on it: lifetimes run on the server's and the monotonic clock. */
-const SKEW_MAX_MS = 5000;
 const JUMP_MAX_MS = 1000;
 
 const CURE = "let a time service (chrony, systemd-timesyncd) keep the node's clock";
@@ -28,9 +27,9 @@ function skew(reading: ClockFacts["controlPlane"]): Check {
   if (reading === undefined) {
     return note("clock-skew", "the control plane did not tell its time: this node's clock is compared with nothing");
   }
-  const difference = reading.oursMs - reading.theirsMs;
+  const difference = aheadMs(reading);
   const evidence = `this node's clock is ${shown(difference)} ${difference < 0 ? "behind" : "ahead of"} the control plane's`;
-  return Math.abs(difference) - reading.roundTripMs / 2 > SKEW_MAX_MS
+  return isSkewed(reading)
     ? warning("clock-skew", `${evidence}: times in logs do not fit together; nothing else depends on it`, CURE)
     : ok("clock-skew", `${evidence}, within ${formatDuration(SKEW_MAX_MS)}`);
 }

@@ -3,7 +3,7 @@ import { native, type PeerProcess } from "@weightline/rdma-native";
 import { type BoundedLog, WeightlineError } from "@weightline/runtime";
 import type { Holding } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
-import { POD_LEASE_PROCESSES_MAX, POD_LEASES_MAX } from "../local/limits.ts";
+import { POD_LEASE_PROCESSES_MAX, POD_LEASES_MAX, TIMED_LEASES_MAX } from "../local/limits.ts";
 
 /** A process that asks, as the kernel knows it: one for all its connections and leases, closed when none is left. */
 export interface LeaseOwner {
@@ -183,6 +183,14 @@ export function createLeaseTable(registry: HoldingRegistry, log: BoundedLog): Le
     },
     grantTimed(holding, ttlMs) {
       checkHolding(holding);
+      if (timers.size >= TIMED_LEASES_MAX) {
+        throw new WeightlineError("ResourceExhausted", `peers have ${timers.size} leases for reads`, {
+          field: "leases",
+          value: String(timers.size),
+          limit: String(TIMED_LEASES_MAX),
+          wayOut: "release reads that are over, or wait until they expire",
+        });
+      }
       const lease = add({ id: randomUUID(), holding, owner: undefined, group: "" });
       timers.set(lease.id, setTimeout(() => end(lease), ttlMs).unref());
       return lease;

@@ -15,6 +15,8 @@ export const POD_OFFERS_MAX = 8;
 /** Offers of all pods: each may have a connection at the descriptor socket that waits for its answer. */
 export const OFFERS_MAX = 48;
 export const POD_LEASES_MAX = 4096;
+/** Leases of stock peers' reads, of all peers together: nobody knows one from another. */
+export const TIMED_LEASES_MAX = 4096;
 /** Processes of one pod that have leases: each costs the agent two descriptors. */
 export const POD_LEASE_PROCESSES_MAX = 256;
 /** Tickets for descriptors that were not used yet; the descriptor server has 4096 for all. */

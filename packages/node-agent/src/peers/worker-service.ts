@@ -1,6 +1,7 @@
+import { create, toBinary } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { computeSourceId } from "@weightline/proto";
-import { type GetTensorManifestResponse, WorkerService } from "@weightline/proto/p2p";
+import { type GetTensorManifestResponse, GetTensorManifestResponseSchema, WorkerService } from "@weightline/proto/p2p";
 import { route, type ServiceRoute } from "@weightline/runtime";
 import type { Holding } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
@@ -20,6 +21,11 @@ export interface WorkerServiceOptions {
 
 /** contract.md, WorkerService rules: a stock client takes at most 4 MiB, about 42,000 tensors. */
 const STOCK_ITEMS_MAX = 42_000;
+const STOCK_MESSAGE_MAX_BYTES = 4 * 1024 * 1024;
+/** What PrepareTensorRead has around a manifest. */
+const LEASE_BYTES = 100;
+/** More than a tensor's row has besides its texts. */
+const ROW_MAX_BYTES = 40;
 const LEAST_TIMEOUT_SECONDS = 120;
 const EXTRA_SECONDS = 30;
 
@@ -33,6 +39,21 @@ interface Worker {
 /** The worker's id that a holding has under one of its ranks. */
 export function workerIdOf(holding: Holding, rank: number): string {
   return `${holding.id}-${rank}`;
+}
+
+/** Refuses a manifest that a stock client's limit would make it throw away, with all that it had received. */
+function checkSize(manifest: GetTensorManifestResponse): void {
+  const textBytes = manifest.tensors.reduce((sum, { name, dtype }) => sum + Buffer.byteLength(name) + dtype.length, 0);
+  if (textBytes + ROW_MAX_BYTES * (manifest.tensors.length + 1) + LEASE_BYTES <= STOCK_MESSAGE_MAX_BYTES) {
+    return;
+  }
+  const bytes = toBinary(GetTensorManifestResponseSchema, manifest).length + LEASE_BYTES;
+  if (bytes > STOCK_MESSAGE_MAX_BYTES) {
+    throw new ConnectError(
+      `the manifest's ${bytes} bytes are above what a stock client takes (${STOCK_MESSAGE_MAX_BYTES})`,
+      Code.ResourceExhausted,
+    );
+  }
 }
 
 /**
@@ -50,21 +71,15 @@ export function createWorkerService({
   const workersOf = (sourceId: string): Worker[] =>
     registry
       .withSource(sourceId)
-      .filter(({ record }) => record.state === "complete")
       .flatMap((holding) =>
         holding.record.identities
           .filter(({ identity }) => computeSourceId(identity) === sourceId)
           .map(({ rank }) => ({ holding, rank, workerId: workerIdOf(holding, rank), sourceId })),
       );
 
-  const find = (sourceId: string, workerId: string | undefined): Worker => {
-    if (sourceId === "") {
-      throw new ConnectError("mx_source_id is required for tensor reads", Code.InvalidArgument);
-    }
-    if (draining()) {
-      throw new ConnectError("tensor source is draining", Code.Unavailable);
-    }
-    const workers = workersOf(sourceId);
+  /** The worker that a request names, of those that `may` be it. */
+  const named = (sourceId: string, workerId: string | undefined, may: (worker: Worker) => boolean): Worker => {
+    const workers = workersOf(sourceId).filter(may);
     const [first] = workers;
     if (first === undefined) {
       const known = [
@@ -90,12 +105,21 @@ export function createWorkerService({
     return worker;
   };
 
-  const manifestOf = async ({
-    holding,
-    rank,
-    workerId,
-    sourceId,
-  }: Worker): Promise<Omit<GetTensorManifestResponse, "$typeName" | "tensors"> & { tensors: object[] }> => {
+  const checkSource = (sourceId: string) => {
+    if (sourceId === "") {
+      throw new ConnectError("mx_source_id is required for tensor reads", Code.InvalidArgument);
+    }
+  };
+
+  const find = (sourceId: string, workerId: string | undefined): Worker => {
+    checkSource(sourceId);
+    if (draining()) {
+      throw new ConnectError("tensor source is draining", Code.Unavailable);
+    }
+    return named(sourceId, workerId, ({ holding }) => holding.record.state === "complete");
+  };
+
+  const manifestOf = async ({ holding, rank, workerId, sourceId }: Worker): Promise<GetTensorManifestResponse> => {
     if ((holding.layout?.itemCount ?? 0) > STOCK_ITEMS_MAX) {
       throw new ConnectError(
         `the manifest of ${holding.layout?.itemCount} tensors is above what a stock client takes (${STOCK_ITEMS_MAX})`,
@@ -116,7 +140,7 @@ export function createWorkerService({
       addr: (starts[segment] ?? 0n) + offset,
       deviceId: 0,
     }));
-    return {
+    const manifest = create(GetTensorManifestResponseSchema, {
       tensors,
       mxSourceId: sourceId,
       metadataEndpoint: "",
@@ -124,7 +148,9 @@ export function createWorkerService({
       workerRank: rank,
       accelerator: "cpu",
       workerId,
-    };
+    });
+    checkSize(manifest);
+    return manifest;
   };
 
   const noArtifact = () => {
@@ -139,10 +165,10 @@ export function createWorkerService({
       const seconds = 2 * Math.max(LEAST_TIMEOUT_SECONDS, transferTimeoutSeconds) + EXTRA_SECONDS;
       return { leaseId: leases.grantTimed(worker.holding, seconds * 1000).id, manifest };
     },
-    releaseTensorRead({ mxSourceId, leaseId }) {
-      if (mxSourceId === "") {
-        throw new ConnectError("mx_source_id is required for tensor reads", Code.InvalidArgument);
-      }
+    releaseTensorRead({ mxSourceId, workerId, leaseId }) {
+      checkSource(mxSourceId);
+      // Whatever became of the holding since, and while this node drains.
+      named(mxSourceId, workerId, () => true);
       const lease = leases.find(leaseId);
       if (lease === undefined || lease.owner !== undefined) {
         throw new ConnectError(`tensor read lease not found or expired: ${leaseId}`, Code.NotFound);

@@ -1,15 +1,16 @@
 import { create, toBinary } from "@bufbuild/protobuf";
 import { type SourceIdentity, SourceInstanceRefSchema } from "@weightline/proto/p2p";
 import { trainingStep } from "./training-step.ts";
-import { varintBytes, writeVarint } from "./wire.ts";
+import { byteString, varintBytes, writeVarint } from "./wire.ts";
 
 /**
  * A SourceInstanceRef, encoded but for what changes with every heartbeat: the fields before updated_at (6), those between
  * it and source_load (10). Protobuf writes fields by their number, so the whole is what an encode of the message gives.
+ * Each is kept as a string of one byte a character: there are many, and a small buffer costs more than its bytes.
  */
 export interface EncodedInstance {
-  head: Uint8Array;
-  tail: Uint8Array;
+  head: string;
+  tail: string;
 }
 
 const INSTANCES_TAG = (1 << 3) | 2;
@@ -33,7 +34,10 @@ export function encodeInstance(
     topology: worker.topology,
     ...(step === undefined ? {} : { trainingStep: step }),
   });
-  return { head: toBinary(SourceInstanceRefSchema, head), tail: toBinary(SourceInstanceRefSchema, tail) };
+  return {
+    head: byteString(toBinary(SourceInstanceRefSchema, head)),
+    tail: byteString(toBinary(SourceInstanceRefSchema, tail)),
+  };
 }
 
 /** One entry of a reply: an instance with its time of update (Unix ms) and load. */
@@ -62,14 +66,12 @@ export function encodeInstances(instances: readonly ListedInstance[]): Uint8Arra
     const { encoded, updatedAtMs, load } = instance;
     reply[at++] = INSTANCES_TAG;
     at = writeVarint(reply, at, instanceBytes(instance));
-    reply.set(encoded.head, at);
-    at += encoded.head.length;
+    at += reply.write(encoded.head, at, "latin1");
     if (updatedAtMs > 0) {
       reply[at++] = UPDATED_AT_TAG;
       at = writeVarint(reply, at, updatedAtMs);
     }
-    reply.set(encoded.tail, at);
-    at += encoded.tail.length;
+    at += encoded.tail === "" ? 0 : reply.write(encoded.tail, at, "latin1");
     if (load !== undefined) {
       reply[at++] = SOURCE_LOAD_TAG;
       at = reply.writeFloatLE(load, at);

@@ -16,8 +16,10 @@ import {
 } from "./directory-worker.ts";
 import { encodeInstances } from "./instance-encoding.ts";
 import { namesNear } from "./near-names.ts";
-import { type PublishedWorker, withStatus } from "./published-worker.ts";
+import { withStatus } from "./published-worker.ts";
+import { createSharedTexts } from "./shared-texts.ts";
 import { createSourceView, newestFirst, type SourceView, statusNow } from "./source-view.ts";
+import { byteString, bytesOf } from "./wire.ts";
 
 export interface MemoryDirectoryOptions {
   /** Ms after which a stock worker without a heartbeat is stale. */
@@ -34,8 +36,13 @@ export interface MemoryDirectoryOptions {
 /** One rank of a stock worker. */
 interface StockRank {
   worker: DirectoryWorker;
-  published: PublishedWorker;
+  /** PublishedWorker's bytes, see byteString. */
+  bytes: string;
 }
+
+/** Most workers have no topology, and all of a stock worker's fields that only holdings have are the same. */
+const NO_TOPOLOGY = {};
+const NOT_HELD = { ofNode: false, hidden: false, node: undefined, holding: undefined, objectDigest: new Uint8Array() };
 
 interface Source {
   view: SourceView<DirectoryWorker>;
@@ -57,6 +64,9 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
   const now = () => clock.monotonicMs();
   const nodes = new Map<string, MemoryNode>();
   const sources = new Map<string, Source>();
+  /** Store id -> the node that has it. */
+  const stores = new Map<string, string>();
+  const accelerators = createSharedTexts();
   let reapedAt = now();
 
   const sourceOf = (sourceId: string, identity: SourceIdentity): Source => {
@@ -91,6 +101,9 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
       removeOwn((node as MemoryNode).life, worker);
     }
     nodes.delete(name);
+    if (node !== undefined && stores.get(node.storeId) === name) {
+      stores.delete(node.storeId);
+    }
   };
 
   const lost = ({ life }: MemoryNode) => now() >= life.goneAt;
@@ -121,10 +134,12 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
   };
 
   const take = (message: AnnounceRequest, known: MemoryNode | undefined) => {
-    for (const [name, other] of nodes) {
-      if (name !== message.node && other.storeId === message.storeId && message.storeId !== "") {
-        removeNode(name);
-      }
+    const before = stores.get(message.storeId);
+    if (before !== undefined && before !== message.node && nodes.get(before)?.storeId === message.storeId) {
+      removeNode(before);
+    }
+    if (message.storeId !== "") {
+      stores.set(message.storeId, message.node);
     }
     const life: NodeLife = known?.life ?? { name: message.node, ...freshLife(), address: "", epoch: 0n, state: 0 };
     const expiresAt = now() + message.ttlMs;
@@ -238,16 +253,13 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
         rank,
         status: alive ? before.status : first,
         load: alive ? before.load : undefined,
-        accelerator,
-        topology,
+        accelerator: accelerators.shared(accelerator),
+        topology: Object.keys(topology).length === 0 ? NO_TOPOLOGY : topology,
         life: heard(),
-        ofNode: false,
-        hidden: false,
-        node: undefined,
-        holding: undefined,
-        objectDigest: new Uint8Array(),
+        ...NOT_HELD,
       };
-      stock.set(workerId, [...ranks.filter(({ worker: other }) => other.rank !== rank), { worker, published }]);
+      const others = ranks.filter(({ worker: other }) => other.rank !== rank);
+      stock.set(workerId, [...others, { worker, bytes: byteString(published.bytes) }]);
       view.put(worker);
       return "stored";
     },
@@ -280,8 +292,8 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
         undefined,
       );
       if (source !== undefined && lowest !== undefined) {
-        const { worker, published } = lowest;
-        const metadata = withStatus(published.bytes, statusNow(worker, now()), worker.life.updatedAtMs);
+        const { worker, bytes } = lowest;
+        const metadata = withStatus(bytesOf(bytes), statusNow(worker, now()), worker.life.updatedAtMs);
         return { identity: source.view.identity, metadata };
       }
       const worker = source?.view.get(workerId);

@@ -46,3 +46,13 @@ export function withoutFields(message: Uint8Array, numbers: ReadonlySet<number>)
   kept.push(message.subarray(keptFrom));
   return Buffer.concat(kept);
 }
+
+/** Bytes as a string of one byte a character: it keeps no more than they are, and nothing of the buffer they came in. */
+export function byteString(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("latin1");
+}
+
+/** The bytes of such a string. */
+export function bytesOf(text: string): Uint8Array {
+  return Buffer.from(text, "latin1");
+}

@@ -2,6 +2,7 @@ import type { SourceIdentity } from "@weightline/proto/p2p";
 import type { Clock } from "../directory.ts";
 import type { DirectoryWorker } from "../directory-worker.ts";
 import { joinedCalls } from "../joined-calls.ts";
+import { createSharedTexts } from "../shared-texts.ts";
 import { createSourceView, type Life, type SourceView } from "../source-view.ts";
 import type { NodeMirror } from "./node-mirror.ts";
 import type { RedisConnection, ScriptReply } from "./redis-connection.ts";
@@ -43,6 +44,10 @@ interface Cached {
   version: string;
 }
 
+const NO_TOPOLOGY = {};
+/** What only a holding's worker has. */
+const NOT_HELD = { ofNode: false, hidden: false, node: undefined, holding: undefined, objectDigest: new Uint8Array() };
+
 /** Pairs of an HGETALL. */
 function* pairs(flat: (string | null)[]): Generator<[string, string]> {
   for (let i = 0; i + 1 < flat.length; i += 2) {
@@ -54,6 +59,7 @@ export function createSourceCache(options: SourceCacheOptions): SourceCache {
   const { connection, nodes, clock } = options;
   /** In the order of their last use. */
   const cached = new Map<string, Cached>();
+  const accelerators = createSharedTexts();
   let readOver = connection.generation;
 
   /** A stock worker's life from its last heartbeat, by Redis's clock; one that is known already keeps what was seen then. */
@@ -90,14 +96,10 @@ export function createSourceCache(options: SourceCacheOptions): SourceCache {
           rank: last.rank,
           status: last.status,
           load: last.load,
-          accelerator: last.accelerator,
-          topology: readTopology(topology),
+          accelerator: accelerators.shared(last.accelerator),
+          topology: topology === null ? NO_TOPOLOGY : readTopology(topology),
           life: stockLife(last.updatedAtMs, redisMs, known?.ofNode === false ? known.life : undefined),
-          ofNode: false,
-          hidden: false,
-          node: undefined,
-          holding: undefined,
-          objectDigest: new Uint8Array(),
+          ...NOT_HELD,
         };
   };
 

@@ -19,6 +19,9 @@ import { startProgram } from "./support/program.ts";
 import { writeTensors } from "./support/safetensors-file.ts";
 import { accessCell, accessTable } from "./support/security-table.ts";
 
+/** However busy the machine is. */
+const START_CEILING_MS = 90_000;
+
 const cluster = await createCluster();
 t.teardown(() => cluster.stop());
 const authority = createAuthority(`${cluster.folder}/ca`);
@@ -263,7 +266,11 @@ t.test("an agent with a stranger's certificate: refused by the control plane, an
   const trusting = start("e", [...flagsOf(signNode("e")).slice(0, -1), stranger.certificate]);
   const other = start("f", flagsOf(signNode("a3")));
   const none = start("g", ["--security-mode", "enforce"]);
-  await c.waitFor(/"event":"control-plane-away","error":"the client's certificate is not accepted: no authority/);
+  // Four programs start at once.
+  await c.waitFor(
+    /"event":"control-plane-away","error":"the client's certificate is not accepted: no authority/,
+    START_CEILING_MS,
+  );
   await controlPlane.waitFor(/"event":"certificate-refused"/);
   const [line] = await c.waitFor(/^.*"msg":"ready".*$/m);
   const address = JSON.parse(line).address as string;
@@ -276,7 +283,7 @@ t.test("an agent with a stranger's certificate: refused by the control plane, an
     code: "Unavailable",
     message: /certificate/,
   });
-  await trusting.waitFor(/"event":"control-plane-away","error":"[^"]*(self-signed|unable to)/);
+  await trusting.waitFor(/"event":"control-plane-away","error":"[^"]*(self-signed|unable to)/, START_CEILING_MS);
   t.equal(await other.exited, 1);
   t.match(other.output(), /is that of spiffe:\/\/cluster.local\/weightline\/node\/a3, not of .*node\/f/);
   t.equal(await none.exited, 1);

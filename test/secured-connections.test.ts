@@ -27,7 +27,7 @@ async function clientHello(): Promise<Buffer> {
 }
 
 t.test("a TLS handshake that never ends is a silent connection; who has ended it is not", async (t) => {
-  const { server, reasons, peer } = await limited(t, TLS, { silentConnectionMs: 300 });
+  const { server, reasons, peer } = await limited(t, TLS, { silentConnectionMs: 3000 });
   const hello = await clientHello();
   t.ok(hello.length > 200, "more bytes than a greeting of HTTP/2 has");
   const greeting = await peer();
@@ -72,15 +72,21 @@ t.test("connections count before their handshake: the longest idle makes room fo
   await until("the end of TLS is the end of its connection", () => server.connections() === 2);
 });
 
-t.test("a server that stops ends the handshakes that run", async (t) => {
-  const { server, peer } = await limited(t, TLS, {});
+t.test("a server that stops ends the handshakes that run, before the last call is over", async (t) => {
+  const { server, peer, letGo } = await limited(t, TLS, { silentConnectionMs: 600_000 }, { held: true });
+  const busy = await peer();
+  const call = busy.call(GET_HEALTH, EMPTY);
   const begun = await peer({ silent: true, tls: undefined });
   begun.send(await clientHello());
   const silent = await peer({ silent: true, tls: undefined });
   await until("the server's part of the handshake", () => begun.socket.bytesRead > 0);
-  await server.stop(60_000);
+  const stopped = server.stop(600_000);
   await begun.ended();
   await silent.ended();
+  t.notOk(busy.closed());
+  letGo();
+  t.match(await busy.end(call), OK);
+  await stopped;
   t.equal(server.connections(), 0);
 });
 

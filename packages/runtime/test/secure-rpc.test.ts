@@ -363,7 +363,7 @@ t.test("another authority takes over: the old one's certificates are refused on 
 });
 
 t.test("a connection ends with its client's certificate", async (t) => {
-  const short = asIs(authority.sign("short", { names: [uri("node/s")], toS: 3 }));
+  const short = asIs(authority.sign("short", { names: [uri("node/s")], toS: 6 }));
   const client = channel(short).client(HealthService);
   t.match(await client.getHealth({}), { version: /node\/s/ });
   await eventually("it is refused", () =>

@@ -8,7 +8,7 @@ export function securityCheck(validToMs: number | undefined, nowMs = Date.now())
     return warning(
       "security",
       "security is off: whoever reaches this node's ports can read every holding and pose as a node",
-      "set security.mode to enforce (docs/security.md), or keep the agents' ports inside the cluster by network policies",
+      "keep the agents' ports inside the cluster (network policies), or set security.mode to enforce (docs/security.md)",
     );
   }
   const until = new Date(validToMs).toISOString();

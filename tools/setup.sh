@@ -105,6 +105,7 @@ step_test() {
   command -v chattr >/dev/null || missing+=(e2fsprogs)
   command -v pgrep >/dev/null || missing+=(procps)
   command -v git >/dev/null || missing+=(git)
+  command -v openssl >/dev/null || missing+=(openssl)
   install_packages "${missing[@]}"
 }
 

@@ -38,7 +38,7 @@ function holding(id: string, state: HoldingState = HoldingState.COMPLETE, modelN
   });
 }
 
-function worker(fields: MessageInitShape<typeof WorkerMetadataSchema>) {
+function workerOf(fields: MessageInitShape<typeof WorkerMetadataSchema>) {
   return readWorker(toBinary(WorkerMetadataSchema, create(WorkerMetadataSchema, fields)));
 }
 
@@ -197,6 +197,26 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
     t.same(await directory.lookup(SOURCE, 0), []);
   });
 
+  test("a holding's id is its live node's: no other node and no stock client takes its place", async (t, {
+    directory,
+    advance,
+  }) => {
+    const worker = `${"a".repeat(32)}-0`;
+    await directory.announce(announce());
+    const other = { node: "other", bootId: "other", storeId: "other", address: "127.0.0.1:2" };
+    await directory.announce(announce(other));
+    t.match(await directory.lookup(SOURCE, 0), [{ node: "n" }]);
+    t.match(await found(directory, SOURCE, worker), { metadata: { agentName: "n" } });
+    const published = { sourceId: SOURCE, workerId: worker, identity: MODEL, worker: workerOf({ workerRank: 0 }) };
+    t.equal(await directory.publish(published), "taken");
+    t.match(await found(directory, SOURCE, worker), { metadata: { agentName: "n" } });
+    await directory.leave("other", 10n, "other");
+    t.match(await directory.lookup(SOURCE, 0), [{ node: "n" }], "nor does the other's end take it away");
+    await advance(3100);
+    await directory.announce(announce({ ...other, epoch: 11n }));
+    t.match(await directory.lookup(SOURCE, 0), [{ node: "other" }], "when it is lost, another may have it");
+  });
+
   test("near names", async (t, { directory }) => {
     await directory.announce(announce({ holdingList: [holding("a", HoldingState.COMPLETE, "llama-7b", 3)] }));
     t.same(await directory.near("LLAMA-7b"), ["llama-7b (no revision, rank 3)"]);
@@ -248,7 +268,7 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
       sourceId: stockSource,
       workerId: "w",
       identity: stockIdentity,
-      worker: worker({ workerRank: 1, status: SourceStatus.READY }),
+      worker: workerOf({ workerRank: 1, status: SourceStatus.READY }),
     });
     t.same(await listed(directory, { status: SourceStatus.READY }), [], "a fresh publish is not ready");
     t.equal(await update(directory, "w", 1, SourceStatus.READY, 0.5), "stored");
@@ -274,21 +294,21 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
       sourceId: stockSource,
       workerId: "w",
       identity: stockIdentity,
-      worker: worker({ workerRank: 0 }),
+      worker: workerOf({ workerRank: 0 }),
     });
     await update(directory, "w", 0);
     await directory.publish({
       sourceId: stockSource,
       workerId: "w",
       identity: stockIdentity,
-      worker: worker({ workerRank: 0, status: SourceStatus.INITIALIZING }),
+      worker: workerOf({ workerRank: 0, status: SourceStatus.INITIALIZING }),
     });
     t.equal((await listed(directory, { status: SourceStatus.READY })).length, 1);
     await directory.publish({
       sourceId: stockSource,
       workerId: "never",
       identity: stockIdentity,
-      worker: worker({ workerRank: 0 }),
+      worker: workerOf({ workerRank: 0 }),
     });
     await advance(options.gcTimeoutMs + 100);
     t.same(await listed(directory), []);
@@ -303,7 +323,7 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
         sourceId: stockSource,
         workerId: "w",
         identity: stockIdentity,
-        worker: worker({ workerRank: rank }),
+        worker: workerOf({ workerRank: rank }),
       });
       await advance(1);
     }
@@ -325,7 +345,7 @@ export function directoryConformance(t: Test, options: ConformanceOptions): void
         sourceId: stockSource,
         workerId,
         identity: stockIdentity,
-        worker: worker({ workerRank: 0 }),
+        worker: workerOf({ workerRank: 0 }),
       });
       t.ok(await found(directory, stockSource, workerId), workerId);
       t.equal(await update(directory, workerId, 0), "stored");

@@ -10,8 +10,11 @@ export interface Publication {
   worker: PublishedWorker;
 }
 
-/** How a publish ended: `superseded` when a newer one of this worker was stored before it. */
-export type PublishOutcome = "stored" | "superseded";
+/**
+ * How a publish ended: `superseded` when a newer one of this worker was stored before it, `taken` when its id is that of a
+ * live node's holding.
+ */
+export type PublishOutcome = "stored" | "superseded" | "taken";
 
 export interface StatusUpdate {
   sourceId: string;
@@ -64,7 +67,10 @@ export interface DirectorySize {
 export interface Directory {
   /** "memory", "redis", "kubernetes": for metrics and logs. */
   readonly backend: string;
-  /** Takes one node's announce, fenced by node, epoch and sequence: a late or repeated one changes nothing. */
+  /**
+   * Takes one node's announce, fenced by node, epoch and sequence: a late or repeated one changes nothing. What another live
+   * node has announced under the same holding id stays that node's.
+   */
   announce(announce: AnnounceRequest): Promise<AnnounceResponse>;
   /** A clean stop: forgets the node if this epoch and boot id are still its own. */
   leave(node: string, epoch: bigint, bootId: string): Promise<void>;

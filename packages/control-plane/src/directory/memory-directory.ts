@@ -165,8 +165,14 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
     const workers: MemoryNode["workers"] = [];
     for (const holding of holdings) {
       for (const { sourceId, identity, ...worker } of workersOfHolding(holding)) {
+        const source = sourceOf(sourceId, identity);
+        const owner = source.view.get(worker.workerId)?.node;
+        if (owner !== undefined && owner !== node && now() < owner.goneAt) {
+          continue;
+        }
         workers.push([sourceId, worker.workerId]);
-        sourceOf(sourceId, identity).view.put({
+        source.stock.delete(worker.workerId);
+        source.view.put({
           ...worker,
           load: undefined,
           topology: {},
@@ -243,6 +249,10 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
       reap();
       const { view, stock } = sourceOf(sourceId, identity);
       const { workerRank: rank, status, accelerator, topology } = published.summary;
+      const owner = view.get(workerId)?.node;
+      if (owner !== undefined && now() < owner.goneAt) {
+        return "taken";
+      }
       const ranks = stock.get(workerId) ?? [];
       const before = ranks.find(({ worker }) => worker.rank === rank)?.worker;
       // What is live stays live: a second publish must not hide it.

@@ -17,7 +17,7 @@ import {
   toWeightlineError,
   WeightlineError,
 } from "@weightline/runtime";
-import type { Directory, Publication, UpdateOutcome, WorkerQuery } from "../directory/directory.ts";
+import type { Directory, Publication, PublishOutcome, UpdateOutcome, WorkerQuery } from "../directory/directory.ts";
 import { type PublishedWorker, readWorker } from "../directory/published-worker.ts";
 import { recordProblem } from "./record-limits.ts";
 import { createSkewWarning } from "./skew-warning.ts";
@@ -94,6 +94,10 @@ function queryOf(request: ListSourcesRequest): WorkerQuery {
   return query;
 }
 
+const REFUSED_PUBLISHES: Readonly<Record<Exclude<PublishOutcome, "stored">, string>> = {
+  superseded: "a newer publish of this worker was stored before it",
+  taken: "worker_id is that of a holding that a node announces",
+};
 const REFUSED_UPDATES: Readonly<Record<Exclude<UpdateOutcome, "stored">, string>> = {
   unknown: "that worker and rank are not known under this source",
   superseded: "a newer publish or heartbeat of this worker was stored before it",
@@ -112,11 +116,13 @@ export function createP2pService(directory: Directory, log: Logger): ServiceRout
       }
       const { sourceId, workerId } = publication;
       warnOfSkew(workerId, Number(publication.worker.summary.updatedAt));
-      let problem = "a newer publish of this worker was stored before it";
+      let problem: string;
       try {
-        if ((await directory.publish(publication)) === "stored") {
+        const outcome = await directory.publish(publication);
+        if (outcome === "stored") {
           return { success: true, message: "published", mxSourceId: sourceId, workerId };
         }
+        problem = REFUSED_PUBLISHES[outcome];
       } catch (error) {
         problem = toWeightlineError(error).message;
       }

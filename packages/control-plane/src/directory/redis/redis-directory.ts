@@ -192,7 +192,7 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
         aboutWorker(summary, bytes.length),
       ];
       const reply = await connection.run("publish", args, { sourceIds: [sourceId], field });
-      return reply[1] === "superseded" ? "superseded" : "stored";
+      return reply[1] === "superseded" || reply[1] === "taken" ? reply[1] : "stored";
     },
     async updateStatus({ sourceId, workerId, rank, status, sourceLoad }) {
       const field = workerField(workerId);

@@ -51,10 +51,17 @@ if holdings ~= '' then
   local kept, told = {}, {}
   for i = FIRST, #ARGV, 4 do
     local id, field, record, attributes = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-    kept[id .. '/' .. field] = true
-    told[#told + 1] = {id, field}
-    begin_source(id, attributes, generation)
-    if redis.call('HGET', source_key(id), field) ~= record then
+    local stored = redis.call('HGET', source_key(id), field)
+    local other = stored ~= record and decode(stored)
+    local others = other and other.node ~= name and is_held(other)
+    if not others then
+      kept[id .. '/' .. field] = true
+      told[#told + 1] = {id, field}
+      begin_source(id, attributes, generation)
+    end
+    if others then
+      -- Another live node's; this one has it under no name.
+    elseif stored ~= record then
       redis.call('HSET', source_key(id), field, record)
       changed(id, field, record_ttl_ms)
       reap(id, gc_ms, interval_ms, record_ttl_ms)

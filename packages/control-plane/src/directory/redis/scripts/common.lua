@@ -38,6 +38,11 @@ local function node_fields(name, ...)
   return values.err and {} or values
 end
 
+-- True for the record of a holding whose node's announces go on.
+local function is_held(record)
+  return record and record.node and now_ms < (tonumber(node_fields(record.node, 'expires')[1] or '0') or 0)
+end
+
 -- Decimal numbers of 64 bits as text: Lua's own lose digits above 2^53.
 local function less(a, b)
   if #a ~= #b then return #a < #b end

@@ -1,4 +1,4 @@
--- Stores one rank of a stock worker. Returns now (ms) and 'stored' or 'superseded'.
+-- Stores one rank of a stock worker. Returns now (ms) and 'stored', 'superseded' or 'taken'.
 local id, field, attributes, generation = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local rank, status, accelerator, topology = tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9]
 local received_ms, tolerance_ms, fresh_ms, gc_ms = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
@@ -6,6 +6,7 @@ local interval_ms, ttl_ms, metadata, about = tonumber(ARGV[14]), tonumber(ARGV[1
 
 local source, worker = source_key(id), worker_key(id, field)
 local record = decode(redis.call('HGET', source, field))
+if is_held(record) then return {text(now_ms), 'taken'} end
 local ranks, load = {}, nil
 for _, known in ipairs(record and record.ranks or {}) do
   if known.rank == rank then

@@ -104,6 +104,8 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
     maxRetriesPerRequest: 1,
     enableOfflineQueue: false,
     autoResendUnfulfilledCommands: false,
+    // It asks for INFO, which a user of the directory need not have; a Redis that is loading says so by itself.
+    enableReadyCheck: false,
     enableAutoPipelining: true,
     protocol: 2,
     db: address.database,

@@ -8,6 +8,7 @@ export PYTHONPATH="$root/.tools/python:$root/python/weightline${PYTHONPATH:+:$PY
 export NODE_OPTIONS="--disable-warning=ExperimentalWarning"
 mkdir -p .tap
 passed=0 failed=0 skipped=0
+tier_file_seconds=840
 
 # One check that is no tap file.
 check() {
@@ -70,7 +71,8 @@ tier() {
       return 0
     fi
   fi
-  run_tap "$name" 1 test/tiers/"$name"/*.test.ts
+  # A tier's file may take long: fuzzing, kills at every step. The time that the whole tier has is its caller's to set.
+  run_tap "$name" 1 --timeout="$tier_file_seconds" test/tiers/"$name"/*.test.ts
 }
 
 case ${1:-default} in

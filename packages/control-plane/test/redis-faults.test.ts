@@ -1,6 +1,6 @@
 // Redis lost, slow, full, flushed, overwritten, a replica, back with less than it had: promises R4 and R10.
 
-import { copyFileSync, statSync } from "node:fs";
+import { copyFileSync } from "node:fs";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import {
   createRedisDirectory,
@@ -170,7 +170,7 @@ t.test("Redis stopped: every call is refused in time; started again empty: all i
   t.ok((failures.get("reconnected") ?? 0) > 0);
 });
 
-t.test("Redis frozen: calls end by their deadline, and a late write undoes nothing newer", async (t) => {
+t.test("Redis frozen: calls end by their deadline, and it is believed again when it goes on", async (t) => {
   const { server, open, failures } = await faulty(t as Test);
   const directory = await open();
   await ready(directory, "w");
@@ -363,7 +363,6 @@ t.test("33: heartbeats of workers with 1.4 MB of metadata grow the log by less t
     await ready(directory, `w${i}`, { backendMetadata: { case: "nixlMetadata", value: nixlMetadata } });
   }
   const logBytes = async () => {
-    await server.cli("WAITAOF", "1", "0", "1000").catch(() => undefined);
     return Number(/aof_current_size:(\d+)/.exec(await server.cli("INFO", "persistence"))?.[1]);
   };
   const before = await logBytes();
@@ -375,7 +374,6 @@ t.test("33: heartbeats of workers with 1.4 MB of metadata grow the log by less t
   const worker = await directory.worker(SOURCE, "w0");
   const metadata = worker && fromBinary(WorkerMetadataSchema, worker.metadata);
   t.ok(metadata?.backendMetadata.case === "nixlMetadata" && nixlMetadata.equals(metadata.backendMetadata.value));
-  t.ok(statSync(server.folder).isDirectory());
 });
 
 t.test(

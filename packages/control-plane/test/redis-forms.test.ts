@@ -14,13 +14,15 @@ import {
 import { createLogger } from "@weightline/runtime";
 import t, { type Test } from "tap";
 import { freePort } from "../../../test/support/cluster.ts";
-import { type RunningProgram, runCommand, startCommand } from "../../../test/support/program.ts";
+import { ROOT, type RunningProgram, runCommand, startCommand } from "../../../test/support/program.ts";
 import { createRedisServer } from "../../../test/support/redis-server.ts";
 
 const log = createLogger({ program: "test", level: "error", format: "json", file: "/dev/null" });
 const IDENTITY = create(SourceIdentitySchema, { modelName: "m", mxVersion: "0.5.0" });
 const SOURCE = computeSourceId(IDENTITY);
 const READY_MS = 15_000;
+/** What docs/redis.md says that the directory's user needs. */
+const GRANTS = /needs\n`([^`]+)`/.exec(readFileSync(`${ROOT}docs/redis.md`, "utf8"))?.[1]?.split(" ") ?? [];
 
 async function open(t: Test, url: string, failures: string[] = [], ca?: string): Promise<Directory> {
   const directory = createRedisDirectory({
@@ -89,10 +91,11 @@ function servers(t: Test) {
   };
 }
 
-t.test("a user with a password, and a database by its number", async (t) => {
+t.test("a user with a password and what the documentation grants, and a database by its number", async (t) => {
+  t.match(GRANTS, ["+@read"], "the documentation was read");
   const server = await createRedisServer();
   t.teardown(() => server.remove());
-  await server.cli("ACL", "SETUSER", "mx", "on", ">p@ss/word", "~mx:*", "+@all", "-@dangerous");
+  await server.cli("ACL", "SETUSER", "mx", "on", ">p@ss/word", "~mx:*", ...GRANTS);
   await server.cli("ACL", "SETUSER", "default", "off");
   const user = `user=mx&pass=${encodeURIComponent("p@ss/word")}&db=2`;
   const directory = await open(t as Test, `unix://${server.socket}?${user}`);
@@ -103,6 +106,9 @@ t.test("a user with a password, and a database by its number", async (t) => {
   const asUser = ["--user", "mx", "--pass", "p@ss/word", "-s", server.socket];
   t.equal((await runCommand(["redis-cli", ...asUser, "-n", "2", "EXISTS", `mx:source:${SOURCE}`])).stdout.trim(), "1");
   t.equal((await runCommand(["redis-cli", ...asUser, "-n", "0", "EXISTS", `mx:source:${SOURCE}`])).stdout.trim(), "0");
+  t.equal((await directory.near("m")).length, 0);
+  t.same(await directory.nodes(), []);
+  t.match(await directory.size(), { workers: 1 });
   const failures: string[] = [];
   const stranger = await open(t as Test, `unix://${server.socket}?user=mx&pass=wrong`, failures);
   await t.rejects(stranger.health(), { code: "Unavailable" });

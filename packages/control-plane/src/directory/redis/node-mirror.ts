@@ -13,7 +13,7 @@ export interface NodeMirror {
   counts(): DirectorySize["nodes"];
   /** Names ever seen. */
   readonly size: number;
-  /** Everything may have changed: all is read again. */
+  /** Forgets all, for it to be read again; workers that still have lives of before must go with them. */
   reset(): void;
 }
 
@@ -80,9 +80,7 @@ export function createNodeMirror(clock: Clock): NodeMirror {
     },
     reset() {
       version = "0";
-      for (const life of nodes.values()) {
-        Object.assign(life, { epoch: 0n, freshUntil: 0, goneAt: 0 });
-      }
+      nodes.clear();
     },
   };
 }

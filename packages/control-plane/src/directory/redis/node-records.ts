@@ -2,18 +2,11 @@ import { create, fromJson, type JsonValue, toJson } from "@bufbuild/protobuf";
 import { type Holding, HoldingSchema, NodeState } from "@weightline/proto/common";
 import { type Node, NodeSchema } from "@weightline/proto/node";
 import { nodeStateOf } from "./node-mirror.ts";
+import { parse } from "./redis-records.ts";
 
 /** A node's holdings, as its record keeps them for people and for `mxctl nodes`. */
 export function writeHoldings(holdings: Holding[]): string {
   return JSON.stringify(holdings.map((holding) => toJson(HoldingSchema, holding)));
-}
-
-function parse(text: string | undefined): unknown {
-  try {
-    return JSON.parse(text ?? "");
-  } catch {
-    return undefined;
-  }
 }
 
 function readHoldings(text: string | undefined): Holding[] {

@@ -57,9 +57,10 @@ export function workerOfField(field: string): string | undefined {
   return field.startsWith("__:") ? field.slice(3) : field.startsWith("__") ? undefined : field;
 }
 
-function parse(text: string): unknown {
+/** The JSON of a record's text; undefined for none. */
+export function parse(text: string | undefined): unknown {
   try {
-    return JSON.parse(text);
+    return JSON.parse(text ?? "");
   } catch {
     return undefined;
   }

@@ -61,6 +61,7 @@ export function createSourceCache(options: SourceCacheOptions): SourceCache {
   const cached = new Map<string, Cached>();
   const accelerators = createSharedTexts();
   let readOver = connection.generation;
+  let resets = 0;
 
   /** A stock worker's life from its last heartbeat, by Redis's clock; one that is known already keeps what was seen then. */
   const stockLife = (updatedAtMs: number, redisMs: number, known: Life | undefined): Life => {
@@ -158,6 +159,7 @@ export function createSourceCache(options: SourceCacheOptions): SourceCache {
   };
 
   const reset = () => {
+    resets += 1;
     cached.clear();
     nodes.reset();
   };
@@ -168,7 +170,7 @@ export function createSourceCache(options: SourceCacheOptions): SourceCache {
       readOver = connection.generation;
       reset();
     }
-    const over = readOver;
+    const resetsBefore = resets;
     const known = cached.get(sourceId);
     const args = [sourceId, known?.generation ?? "", known?.version ?? "0", DELTA_MAX, nodes.version];
     const [now, source, told] = (await connection.run("sync", args, { sourceIds: [sourceId] })) as [
@@ -176,11 +178,12 @@ export function createSourceCache(options: SourceCacheOptions): SourceCache {
       ScriptReply[],
       [string, string[][]],
     ];
-    const redisMs = Number(now);
-    nodes.apply(told[0], told[1], redisMs);
-    if (over !== connection.generation) {
+    if (readOver !== connection.generation || resetsBefore !== resets) {
+      // What this tells is the difference to what is forgotten by now.
       return read(sourceId);
     }
+    const redisMs = Number(now);
+    nodes.apply(told[0], told[1], redisMs);
     const kind = source[0];
     const next =
       kind === "whole"

@@ -278,6 +278,23 @@ t.test("records that are none count as absent, and harm nothing else", async (t)
     t.equal(await beat(directory, "w"), "unknown");
     await server.cli("FLUSHALL");
   }
+  await directory.announce(announce());
+  const nonsense = { node: "n", rank: 0, status: "READY", accelerator: "cpu", holding: { state: "nonsense" } };
+  await server.cli(
+    "HSET",
+    `mx:source:${HELD_SOURCE}`,
+    "b-0",
+    JSON.stringify(nonsense),
+    "__version__",
+    "9000000000000000",
+  );
+  await server.cli("ZADD", `mx:changes:${HELD_SOURCE}`, "9000000000000000", "b-0");
+  t.match(
+    await directory.lookup(HELD_SOURCE, 0),
+    [{ holding: { holdingId: HOLDING } }],
+    "beside a holding that is none",
+  );
+  t.equal((await directory.lookup(HELD_SOURCE, 0)).length, 1);
   await ready(directory, "w");
   await server.cli("HSET", `mx:source:${SOURCE}`, "__attributes__", "nonsense", "__generation__", "new");
   t.same(await listed(directory), []);

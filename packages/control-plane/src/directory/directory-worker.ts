@@ -19,7 +19,7 @@ export interface DirectoryWorker extends ListedWorker {
   /** The node of a holding; undefined for a worker that a stock client published. */
   node: NodeLife | undefined;
   /** The holding that this worker is a view of. */
-  holding: (() => Holding) | undefined;
+  holding: (() => Holding | undefined) | undefined;
   /** SHA-256; empty for a stock worker, and while the holding fills. */
   objectDigest: Uint8Array;
 }
@@ -115,15 +115,13 @@ export function holdersIn(view: View, rank: number): Holder[] {
   );
   return [complete, filling].flatMap((group) =>
     group
-      .map(({ node, holding }) => ({ node, holding: holding?.() }))
-      .sort((a, b) => compareUtf8(a.node?.name ?? "", b.node?.name ?? ""))
-      .map(({ node, holding }) =>
-        create(HolderSchema, {
-          node: node?.name ?? "",
-          address: node?.address ?? "",
-          epoch: node?.epoch ?? 0n,
-          ...(holding === undefined ? {} : { holding }),
-        }),
+      .flatMap(({ node, holding }) => {
+        const held = holding?.();
+        return node === undefined || held === undefined ? [] : [{ node, held }];
+      })
+      .sort((a, b) => compareUtf8(a.node.name, b.node.name))
+      .map(({ node: { name, address, epoch }, held }) =>
+        create(HolderSchema, { node: name, address, epoch, holding: held }),
       ),
   );
 }

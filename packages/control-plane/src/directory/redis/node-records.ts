@@ -1,8 +1,8 @@
-import { create, fromJson, type JsonValue, toJson } from "@bufbuild/protobuf";
+import { create, type JsonValue, toJson } from "@bufbuild/protobuf";
 import { type Holding, HoldingSchema, NodeState } from "@weightline/proto/common";
 import { type Node, NodeSchema } from "@weightline/proto/node";
 import { nodeStateOf } from "./node-mirror.ts";
-import { parse } from "./redis-records.ts";
+import { holdingOf, parse } from "./redis-records.ts";
 
 /** A node's holdings, as its record keeps them for people and for `mxctl nodes`. */
 export function writeHoldings(holdings: Holding[]): string {
@@ -14,13 +14,7 @@ function readHoldings(text: string | undefined): Holding[] {
   if (!Array.isArray(json)) {
     return [];
   }
-  return json.flatMap((holding: JsonValue) => {
-    try {
-      return [fromJson(HoldingSchema, holding, { ignoreUnknownFields: true })];
-    } catch {
-      return [];
-    }
-  });
+  return json.flatMap((holding: JsonValue) => holdingOf(holding) ?? []);
 }
 
 function wholeNumber(value: unknown): bigint {

@@ -66,7 +66,7 @@ const KINDS: readonly [RegExp, BackendErrorKind][] = [
   [/OOM command not allowed/, "full"],
   [/WRONGTYPE/, "wrong_type"],
   [/LOADING|MASTERDOWN/, "loading"],
-  [/NOAUTH|WRONGPASS|NOPERM|invalid username-password/, "denied"],
+  [/NOAUTH|WRONGPASS|NOPERM|invalid username-password|can't run this command/, "denied"],
   [
     /closed|ECONN|EPIPE|ENOENT|enableOfflineQueue|max retries|not connected|getaddrinfo|CLUSTERDOWN|slots|sentinel/i,
     "connection",

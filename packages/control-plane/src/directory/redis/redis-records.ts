@@ -25,8 +25,8 @@ export interface HoldingRecord {
   accelerator: string;
   hidden: boolean;
   objectDigest: Uint8Array;
-  /** Read only when somebody looks for holders. */
-  holding: () => Holding;
+  /** Read only when somebody looks for holders; undefined for what is none. */
+  holding: () => Holding | undefined;
 }
 
 const STATUS_NAMES: Readonly<Record<SourceStatus, string>> = {
@@ -85,6 +85,16 @@ function readRank(json: unknown): RankRecord | undefined {
     : undefined;
 }
 
+/** A holding of its JSON; undefined for what is none. */
+export function holdingOf(json: JsonValue): Holding | undefined {
+  try {
+    const holding = fromJson(HoldingSchema, json, { ignoreUnknownFields: true });
+    return holding.holdingId === "" ? undefined : holding;
+  } catch {
+    return undefined;
+  }
+}
+
 function readHolding(json: Record<string, unknown>): HoldingRecord | undefined {
   const { node, rank, accelerator, hidden, object_digest: digest, holding } = json;
   const status = STATUS_BY_NAME.get(String(json["status"]));
@@ -102,7 +112,7 @@ function readHolding(json: Record<string, unknown>): HoldingRecord | undefined {
         accelerator,
         hidden: hidden === true,
         objectDigest: Buffer.from(String(digest ?? ""), "hex"),
-        holding: () => fromJson(HoldingSchema, holding as JsonValue, { ignoreUnknownFields: true }),
+        holding: () => holdingOf(holding as JsonValue),
       }
     : undefined;
 }

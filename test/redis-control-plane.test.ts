@@ -7,19 +7,11 @@ import { P2pService, SourceStatus } from "@weightline/proto/p2p";
 import { createGrpcChannel, parseAddress } from "@weightline/runtime";
 import t from "tap";
 import { type Agent, createCluster, freePort } from "./support/cluster.ts";
+import { until } from "./support/processes.ts";
 import { createRedisServer } from "./support/redis-server.ts";
 import { writeTensors } from "./support/safetensors-file.ts";
 
-const WAIT_MS = 20_000;
-
-async function eventually(what: string, holds: () => Promise<boolean>): Promise<void> {
-  for (const end = performance.now() + WAIT_MS; !(await holds().catch(() => false)); ) {
-    if (performance.now() > end) {
-      throw new Error(`not within ${WAIT_MS} ms: ${what}`);
-    }
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-}
+const eventually = (what: string, holds: () => Promise<boolean>) => until(what, () => holds().catch(() => false));
 
 t.test("Redis away, flushed and moved: nothing that is held is lost, nothing wrong is believed", async (t) => {
   const cluster = await createCluster();

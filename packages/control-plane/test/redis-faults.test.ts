@@ -1,31 +1,23 @@
 // Redis lost, slow, full, flushed, overwritten, a replica, back with less than it had: promises R4 and R10.
 
 import { copyFileSync } from "node:fs";
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { create, fromBinary } from "@bufbuild/protobuf";
 import {
   createRedisDirectory,
   type Directory,
   parseRedisUrl,
   type RedisDirectoryOptions,
-  readWorker,
-  type WorkerQuery,
 } from "@weightline/control-plane";
 import { computeSourceId, filesIdentity } from "@weightline/proto";
 import { HoldingSchema, HoldingState, NodeState, Tier } from "@weightline/proto/common";
 import { AnnounceRequestSchema, AnnounceVerdict } from "@weightline/proto/node";
-import {
-  ListSourcesResponseSchema,
-  SourceIdentitySchema,
-  SourceStatus,
-  WorkerMetadataSchema,
-} from "@weightline/proto/p2p";
+import { SourceStatus, WorkerMetadataSchema } from "@weightline/proto/p2p";
 import { createLogger } from "@weightline/runtime";
 import t, { type Test } from "tap";
 import { createRedisServer, type RedisServer, type RedisServerOptions } from "../../../test/support/redis-server.ts";
+import { beat, eventually, listed, publication, ready, SOURCE } from "./stock-workers.ts";
 
 const log = createLogger({ program: "test", level: "error", format: "json", file: "" });
-const IDENTITY = create(SourceIdentitySchema, { modelName: "Org/Model", mxVersion: "0.5.0" });
-const SOURCE = computeSourceId(IDENTITY);
 const HELD = filesIdentity("m");
 const HELD_SOURCE = computeSourceId(HELD);
 const HOLDING = "a".repeat(32);
@@ -68,28 +60,6 @@ async function faulty(t: Test, options: RedisServerOptions = {}): Promise<Faulty
   };
 }
 
-function publication(workerId: string, fields: object = {}, rank = 0) {
-  const metadata = create(WorkerMetadataSchema, { workerRank: rank, accelerator: "cuda", ...fields });
-  return {
-    sourceId: SOURCE,
-    workerId,
-    identity: IDENTITY,
-    worker: readWorker(toBinary(WorkerMetadataSchema, metadata)),
-  };
-}
-
-const beat = (directory: Directory, workerId: string, status: SourceStatus = SourceStatus.READY) =>
-  directory.updateStatus({ sourceId: SOURCE, workerId, rank: 0, status, sourceLoad: undefined });
-
-async function ready(directory: Directory, workerId: string, fields: object = {}) {
-  await directory.publish(publication(workerId, fields));
-  await beat(directory, workerId);
-}
-
-async function listed(directory: Directory, query: WorkerQuery = { sourceId: SOURCE, status: SourceStatus.READY }) {
-  return fromBinary(ListSourcesResponseSchema, await directory.list(query)).instances.map(({ workerId }) => workerId);
-}
-
 let sequence = 0n;
 function announce(change: { node?: string; holdings?: undefined } = {}) {
   sequence += 1n;
@@ -113,20 +83,6 @@ function announce(change: { node?: string; holdings?: undefined } = {}) {
     ...("holdings" in change ? {} : { holdings: { holdings: [holding] } }),
   });
   return message;
-}
-
-/** Tries until it succeeds: a lost connection comes back by itself. */
-async function eventually<T>(attempt: () => Promise<T>): Promise<T> {
-  for (const end = performance.now() + 15_000; ; ) {
-    try {
-      return await attempt();
-    } catch (error) {
-      if (performance.now() > end) {
-        throw error;
-      }
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
-  }
 }
 
 /** Every call is refused as unavailable, within its deadline. */

@@ -2,24 +2,15 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
-import { createRedisDirectory, type Directory, parseRedisUrl, readWorker } from "@weightline/control-plane";
-import { computeSourceId } from "@weightline/proto";
-import {
-  ListSourcesResponseSchema,
-  SourceIdentitySchema,
-  SourceStatus,
-  WorkerMetadataSchema,
-} from "@weightline/proto/p2p";
+import { createRedisDirectory, type Directory, parseRedisUrl } from "@weightline/control-plane";
 import { createLogger } from "@weightline/runtime";
 import t, { type Test } from "tap";
 import { freePort } from "../../../test/support/cluster.ts";
 import { ROOT, type RunningProgram, runCommand, startCommand } from "../../../test/support/program.ts";
 import { createRedisServer } from "../../../test/support/redis-server.ts";
+import { eventually, listed, ready, SOURCE } from "./stock-workers.ts";
 
 const log = createLogger({ program: "test", level: "error", format: "json", file: "/dev/null" });
-const IDENTITY = create(SourceIdentitySchema, { modelName: "m", mxVersion: "0.5.0" });
-const SOURCE = computeSourceId(IDENTITY);
 const READY_MS = 15_000;
 /** What docs/redis.md says that the directory's user needs. */
 const GRANTS = /needs\n`([^`]+)`/.exec(readFileSync(`${ROOT}docs/redis.md`, "utf8"))?.[1]?.split(" ") ?? [];
@@ -40,36 +31,6 @@ async function open(t: Test, url: string, failures: string[] = [], ca?: string):
   t.teardown(() => directory.close());
   await directory.ready();
   return directory;
-}
-
-async function ready(directory: Directory, workerId: string) {
-  const worker = readWorker(toBinary(WorkerMetadataSchema, create(WorkerMetadataSchema, { accelerator: "cuda" })));
-  await directory.publish({ sourceId: SOURCE, workerId, identity: IDENTITY, worker });
-  await directory.updateStatus({
-    sourceId: SOURCE,
-    workerId,
-    rank: 0,
-    status: SourceStatus.READY,
-    sourceLoad: undefined,
-  });
-}
-
-async function listed(directory: Directory) {
-  const reply = await directory.list({ sourceId: SOURCE, status: SourceStatus.READY });
-  return fromBinary(ListSourcesResponseSchema, reply).instances.map(({ workerId }) => workerId);
-}
-
-async function eventually<T>(attempt: () => Promise<T>): Promise<T> {
-  for (const end = performance.now() + READY_MS; ; ) {
-    try {
-      return await attempt();
-    } catch (error) {
-      if (performance.now() > end) {
-        throw error;
-      }
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
-  }
 }
 
 /** A folder of the test's own, and redis-servers on loopback that end with it. */
@@ -106,7 +67,7 @@ t.test("a user with a password and what the documentation grants, and a database
   const asUser = ["--user", "mx", "--pass", "p@ss/word", "-s", server.socket];
   t.equal((await runCommand(["redis-cli", ...asUser, "-n", "2", "EXISTS", `mx:source:${SOURCE}`])).stdout.trim(), "1");
   t.equal((await runCommand(["redis-cli", ...asUser, "-n", "0", "EXISTS", `mx:source:${SOURCE}`])).stdout.trim(), "0");
-  t.equal((await directory.near("m")).length, 0);
+  t.equal((await directory.near("Org/Model")).length, 0);
   t.same(await directory.nodes(), []);
   t.match(await directory.size(), { workers: 1 });
   const failures: string[] = [];

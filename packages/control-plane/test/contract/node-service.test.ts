@@ -47,6 +47,36 @@ onEveryBackend(async (t, { channel }) => {
     );
   });
 
+  t.test("announces that come together are each taken, and a leave right behind one is the last word", async (t) => {
+    const nodes = channel.client(NodeService);
+    const announced = (node: string) =>
+      nodes.announce({
+        node,
+        epoch: 1n,
+        sequence: 1n,
+        bootId: `b-${node}`,
+        storeId: `s-${node}`,
+        address: "127.0.0.1:1",
+        ttlMs: 60_000,
+        state: 1,
+        holdings: {},
+      });
+    const names = Array.from({ length: 20 }, (_, i) => `together-${i}`);
+    const replies = await Promise.all([
+      ...names.map(announced),
+      announced("leaver"),
+      nodes.leave({ node: "leaver", epoch: 1n, bootId: "b-leaver" }),
+    ]);
+    t.equal(replies.length, names.length + 2);
+    const listed = (await nodes.listNodes({})).nodes.map(({ name }) => name);
+    for (const name of names) {
+      t.ok(listed.includes(name), name);
+    }
+    t.notOk(listed.includes("leaver"), "the node that left is gone");
+    await Promise.all(names.map((node) => nodes.leave({ node, epoch: 1n, bootId: `b-${node}` })));
+    t.same((await nodes.listNodes({})).nodes, []);
+  });
+
   t.test("fills and transfers of nodes that do not answer are told as such", async (t) => {
     const nodes = channel.client(NodeService);
     await nodes.announce({

@@ -9,7 +9,7 @@ import { createGathering } from "./gathering.ts";
 
 /**
  * How long announces wait for one another, in ms. No node waits for its announce, and a process that sleeps in between costs
- * more to wake than an announce to take: with 1,000 a second this halves the CPU of the control plane (`./mx bench directory`).
+ * more to wake than an announce to take: with 1,000 a second this halves the control plane's CPU on Redis (`./mx bench directory`).
  */
 const ANNOUNCES_GATHER_MS = 20;
 

@@ -4,8 +4,10 @@ import {
   type GetMetadataRequest,
   type ListSourcesRequest,
   P2pService,
+  SourceIdentitySchema,
   SourceStatusSchema,
   type UpdateStatusRequest,
+  WorkerMetadataSchema,
 } from "@weightline/proto/p2p";
 import {
   createBoundedLog,
@@ -18,13 +20,14 @@ import {
   WeightlineError,
 } from "@weightline/runtime";
 import type { Directory, Publication, PublishOutcome, UpdateOutcome, WorkerQuery } from "../directory/directory.ts";
-import { type PublishedWorker, readWorker } from "../directory/published-worker.ts";
+import { readWorker } from "../directory/published-worker.ts";
+import { createIdentityReader, type IdentityReader } from "./identity-reader.ts";
 import { recordProblem } from "./record-limits.ts";
 import { createSkewWarning } from "./skew-warning.ts";
 
 const KNOWN_STATUS = new Set(SourceStatusSchema.values.map(({ number }) => number));
 
-/** A worker's metadata is passed on undecoded. */
+/** A worker's metadata is passed on undecoded, and what publishes with an identity that is known decodes it not again. */
 const FORMS = { publishMetadata: { input: PublishRequestSchema }, getMetadata: { output: GetResponseSchema } };
 
 /** contract.md: clamped to 0..1; what is no number counts as none. */
@@ -32,22 +35,25 @@ export function clampLoad(load: number | undefined): number | undefined {
   return load === undefined || !Number.isFinite(load) ? undefined : Math.min(1, Math.max(0, load));
 }
 
-function metadataOf(encoded: Uint8Array): PublishedWorker {
+/** A part of a request; one that does not decode is the caller's fault. */
+function readPart<T>(typeName: string, read: () => T): T {
   try {
-    return readWorker(encoded);
+    return read();
   } catch (error) {
     if (error instanceof WeightlineError) {
       throw error;
     }
-    throw malformedRequest("model_express.p2p.WorkerMetadata", error instanceof Error ? error.message : String(error));
+    throw malformedRequest(typeName, error instanceof Error ? error.message : String(error));
   }
 }
 
 /** What a request publishes, or contract.md's words for what it lacks, checked in this order. */
-function publicationOf({ identity, workerId, worker }: PublishRequest): Publication | string {
-  if (identity === undefined) {
+function publicationOf(identities: IdentityReader, request: PublishRequest): Publication | string {
+  const { identity: encoded, workerId, worker } = request;
+  if (encoded === undefined) {
     return "identity is required";
   }
+  const { identity, sourceId, recordBytes } = readPart(SourceIdentitySchema.typeName, () => identities.read(encoded));
   if (identity.modelName === "") {
     return "identity.model_name is required";
   }
@@ -57,15 +63,8 @@ function publicationOf({ identity, workerId, worker }: PublishRequest): Publicat
   if (worker === undefined) {
     return "worker is required";
   }
-  const published = metadataOf(worker);
-  return (
-    recordProblem(identity, workerId, published.summary) ?? {
-      sourceId: computeSourceId(identity),
-      workerId,
-      identity,
-      worker: published,
-    }
-  );
+  const published = readPart(WorkerMetadataSchema.typeName, () => readWorker(worker));
+  return recordProblem(recordBytes, workerId, published.summary) ?? { sourceId, workerId, identity, worker: published };
 }
 
 function queryOf(request: ListSourcesRequest): WorkerQuery {
@@ -106,10 +105,11 @@ const REFUSED_UPDATES: Readonly<Record<Exclude<UpdateOutcome, "stored">, string>
 /** model_express.p2p.P2pService by the contract's rules: verdicts are in replies, not in gRPC codes. */
 export function createP2pService(directory: Directory, log: Logger): ServiceRoute {
   const bounded = createBoundedLog(log);
+  const identities = createIdentityReader();
   const warnOfSkew = createSkewWarning(log);
   return routeInWireForms(P2pService, FORMS, {
     async publishMetadata(request: PublishRequest) {
-      const publication = publicationOf(request);
+      const publication = publicationOf(identities, request);
       if (typeof publication === "string") {
         bounded("info", { event: "publish-refused", error: publication }, "a publish was refused");
         return { success: false, message: publication, mxSourceId: "", workerId: "" };

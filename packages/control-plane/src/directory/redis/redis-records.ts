@@ -162,8 +162,13 @@ export function aboutWorker(summary: WorkerSummary, bytes: number): string {
   });
 }
 
+/** Many workers publish one identity. */
+const writtenIdentities = new WeakMap<SourceIdentity, string>();
+
 export function writeIdentity(identity: SourceIdentity): string {
-  return JSON.stringify(identityToJson(identity));
+  const written = writtenIdentities.get(identity) ?? JSON.stringify(identityToJson(identity));
+  writtenIdentities.set(identity, written);
+  return written;
 }
 
 export function readIdentity(text: string): SourceIdentity | undefined {

@@ -4,25 +4,8 @@ import { type Holding, HoldingState, type IdentityRank, NodeState, Tier } from "
 import { type Holder, HolderSchema, type Source, SourceSchema } from "@weightline/proto/node";
 import { type SourceIdentity, SourceStatus, WorkerMetadataSchema } from "@weightline/proto/p2p";
 import { LOOKUP_HOLDERS_MAX } from "./directory.ts";
-import { type Life, type ListedWorker, type SourceView, statusNow } from "./source-view.ts";
-
-/** A node as its workers see it; its life is theirs. */
-export interface NodeLife extends Life {
-  readonly name: string;
-  address: string;
-  epoch: bigint;
-  state: NodeState;
-}
-
-/** A worker of either kind. */
-export interface DirectoryWorker extends ListedWorker {
-  /** The node of a holding; undefined for a worker that a stock client published. */
-  node: NodeLife | undefined;
-  /** The holding that this worker is a view of. */
-  holding: (() => Holding | undefined) | undefined;
-  /** SHA-256; empty for a stock worker, and while the holding fills. */
-  objectDigest: Uint8Array;
-}
+import type { SourceView } from "./source-view.ts";
+import type { NodeLife } from "./worker.ts";
 
 const STATUS: Readonly<Partial<Record<HoldingState, SourceStatus>>> = {
   [HoldingState.COMPLETE]: SourceStatus.READY,
@@ -89,8 +72,6 @@ export function metadataOfHolding(worker: {
   );
 }
 
-type View = SourceView<DirectoryWorker>;
-
 /** At most `count` of `all`, each as likely: askers of a large fleet must not all go to the same few. */
 function sample<T>(all: T[], count: number): T[] {
   for (let i = 0; i < Math.min(count, all.length - 1); i++) {
@@ -101,10 +82,8 @@ function sample<T>(all: T[], count: number): T[] {
 }
 
 /** Who holds a source and rank: live, not draining, complete ones first, then by name. */
-export function holdersIn(view: View, rank: number): Holder[] {
-  const able = view
-    .workers()
-    .filter((worker) => worker.rank === rank && worker.node !== undefined && worker.node.state !== NodeState.DRAINING);
+export function holdersIn(view: SourceView, rank: number): Holder[] {
+  const able = view.heldWorkers().filter((worker) => worker.rank === rank && worker.node.state !== NodeState.DRAINING);
   const complete = sample(
     able.filter(({ status }) => status === SourceStatus.READY),
     LOOKUP_HOLDERS_MAX,
@@ -116,8 +95,8 @@ export function holdersIn(view: View, rank: number): Holder[] {
   return [complete, filling].flatMap((group) =>
     group
       .flatMap(({ node, holding }) => {
-        const held = holding?.();
-        return node === undefined || held === undefined ? [] : [{ node, held }];
+        const held = holding();
+        return held === undefined ? [] : [{ node, held }];
       })
       .sort((a, b) => compareUtf8(a.node.name, b.node.name))
       .map(({ node: { name, address, epoch }, held }) =>
@@ -127,17 +106,14 @@ export function holdersIn(view: View, rank: number): Holder[] {
 }
 
 /** Names of live holdings, for near ones. */
-export function heldNames(view: View): { identity: SourceIdentity; rank: number }[] {
-  const ranks = new Set(view.workers().flatMap(({ node, rank }) => (node === undefined ? [] : [rank])));
+export function heldNames(view: SourceView): { identity: SourceIdentity; rank: number }[] {
+  const ranks = new Set(view.heldWorkers().map(({ rank }) => rank));
   return [...ranks].map((rank) => ({ identity: view.identity, rank }));
 }
 
 /** A source as `mxctl sources` shows it; undefined when nothing of it is shown. */
-export function sourceMessage(view: View, nowMs: number): Source | undefined {
-  const shown = view
-    .workers()
-    .filter(({ hidden }) => !hidden)
-    .sort((a, b) => b.life.updatedAtMs - a.life.updatedAtMs || compareUtf8(a.workerId, b.workerId));
+export function sourceMessage(view: SourceView): Source | undefined {
+  const shown = view.shown().sort((a, b) => b.updatedAtMs - a.updatedAtMs || compareUtf8(a.workerId, b.workerId));
   if (shown.length === 0) {
     return undefined;
   }
@@ -145,14 +121,11 @@ export function sourceMessage(view: View, nowMs: number): Source | undefined {
     sourceId: view.sourceId,
     modelName: view.identity.modelName,
     revision: view.identity.revision,
-    workers: shown.map((worker) => ({
-      workerId: worker.workerId,
-      rank: worker.rank,
-      status: statusNow(worker, nowMs),
-      node: worker.node?.name ?? "",
-      accelerator: worker.accelerator,
-      updatedAt: BigInt(worker.life.updatedAtMs),
-      objectDigest: worker.objectDigest,
+    workers: shown.map(({ held, updatedAtMs, ...worker }) => ({
+      ...worker,
+      node: held?.node.name ?? "",
+      updatedAt: BigInt(updatedAtMs),
+      objectDigest: held?.objectDigest ?? new Uint8Array(),
     })),
   });
 }

@@ -5,21 +5,12 @@ import { type AnnounceRequest, type Node, NodeSchema } from "@weightline/proto/n
 import { type SourceIdentity, SourceStatus } from "@weightline/proto/p2p";
 import { announceReply, judgeAnnounce, type KnownNode } from "./announce-verdict.ts";
 import { type Clock, type Directory, LOST_SHOWN_MS, type StatusUpdate, SYSTEM_CLOCK } from "./directory.ts";
-import {
-  type DirectoryWorker,
-  heldNames,
-  holdersIn,
-  metadataOfHolding,
-  type NodeLife,
-  sourceMessage,
-  workersOfHolding,
-} from "./directory-worker.ts";
+import { heldNames, holdersIn, metadataOfHolding, sourceMessage, workersOfHolding } from "./directory-worker.ts";
 import { encodeInstances } from "./instance-encoding.ts";
 import { namesNear } from "./near-names.ts";
 import { withStatus } from "./published-worker.ts";
-import { createSharedTexts } from "./shared-texts.ts";
-import { createSourceView, newestFirst, type SourceView, statusNow } from "./source-view.ts";
-import { byteString, bytesOf } from "./wire.ts";
+import { createSourceView, newestFirst, type SourceView } from "./source-view.ts";
+import { type NodeLife, type StockWorker, statusNow } from "./worker.ts";
 
 export interface MemoryDirectoryOptions {
   /** Ms after which a stock worker without a heartbeat is stale. */
@@ -33,21 +24,17 @@ export interface MemoryDirectoryOptions {
   clock?: Clock;
 }
 
-/** One rank of a stock worker. */
+/** A rank of a stock worker, with the encoded metadata that was published for it. */
 interface StockRank {
-  worker: DirectoryWorker;
-  /** PublishedWorker's bytes, see byteString. */
-  bytes: string;
+  worker: StockWorker;
+  metadata: Uint8Array;
 }
 
-/** Most workers have no topology, and all of a stock worker's fields that only holdings have are the same. */
-const NO_TOPOLOGY = {};
-const NOT_HELD = { ofNode: false, hidden: false, node: undefined, holding: undefined, objectDigest: new Uint8Array() };
-
 interface Source {
-  view: SourceView<DirectoryWorker>;
-  /** Worker id -> its ranks, the last published one last. */
-  stock: Map<string, StockRank[]>;
+  /** Stock workers are in it with the rank that was published last. */
+  view: SourceView;
+  /** Worker id -> its other ranks, of those few that have several; the last published one last. */
+  otherRanks: Map<string, StockRank[]>;
 }
 
 interface MemoryNode extends KnownNode, Pick<Node, "version" | "protection"> {
@@ -66,7 +53,6 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
   const sources = new Map<string, Source>();
   /** Store id -> the node that has it. */
   const stores = new Map<string, string>();
-  const accelerators = createSharedTexts();
   let reapedAt = now();
 
   const sourceOf = (sourceId: string, identity: SourceIdentity): Source => {
@@ -74,14 +60,14 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
     if (known !== undefined) {
       return known;
     }
-    const made = { view: createSourceView<DirectoryWorker>({ sourceId, identity }, now), stock: new Map() };
+    const made = { view: createSourceView({ sourceId, identity }, now), otherRanks: new Map() };
     sources.set(sourceId, made);
     return made;
   };
 
   const removeWorker = (sourceId: string, workerId: string) => {
     const source = sources.get(sourceId);
-    source?.stock.delete(workerId);
+    source?.otherRanks.delete(workerId);
     source?.view.remove(workerId);
     if (source?.view.size === 0) {
       sources.delete(sourceId);
@@ -90,7 +76,7 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
 
   /** Takes a holding's worker out, unless another node has announced it since. */
   const removeOwn = (node: NodeLife, [sourceId, workerId]: MemoryNode["workers"][number]) => {
-    if (sources.get(sourceId)?.view.get(workerId)?.node === node) {
+    if (sources.get(sourceId)?.view.held(workerId)?.node === node) {
       removeWorker(sourceId, workerId);
     }
   };
@@ -108,6 +94,14 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
 
   const lost = ({ life }: MemoryNode) => now() >= life.goneAt;
 
+  const keepOthers = ({ otherRanks }: Source, workerId: string, ranks: StockRank[]) => {
+    if (ranks.length > 0) {
+      otherRanks.set(workerId, ranks);
+    } else {
+      otherRanks.delete(workerId);
+    }
+  };
+
   /** Forgets what is over, at most once an interval. */
   const reap = () => {
     const time = now();
@@ -120,14 +114,22 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
         removeNode(name);
       }
     }
-    for (const [sourceId, { stock, view }] of sources) {
-      for (const [workerId, ranks] of stock) {
-        const kept = ranks.filter(({ worker }) => time < worker.life.goneAt);
-        if (kept.length === 0) {
+    for (const [sourceId, source] of sources) {
+      for (const [workerId, ranks] of source.otherRanks) {
+        keepOthers(
+          source,
+          workerId,
+          ranks.filter(({ worker }) => time < worker.goneAt),
+        );
+      }
+      for (const workerId of source.view.goneStock()) {
+        const others = source.otherRanks.get(workerId) ?? [];
+        const heir = others.at(-1);
+        if (heir === undefined) {
           removeWorker(sourceId, workerId);
-        } else if (kept.length < ranks.length) {
-          stock.set(workerId, kept);
-          view.put((kept.at(-1) as StockRank).worker);
+        } else {
+          keepOthers(source, workerId, others.slice(0, -1));
+          source.view.putStock(workerId, heir.worker, heir.metadata);
         }
       }
     }
@@ -166,22 +168,13 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
     for (const holding of holdings) {
       for (const { sourceId, identity, ...worker } of workersOfHolding(holding)) {
         const source = sourceOf(sourceId, identity);
-        const owner = source.view.get(worker.workerId)?.node;
+        const owner = source.view.held(worker.workerId)?.node;
         if (owner !== undefined && owner !== node && now() < owner.goneAt) {
           continue;
         }
         workers.push([sourceId, worker.workerId]);
-        source.stock.delete(worker.workerId);
-        source.view.put({
-          ...worker,
-          load: undefined,
-          topology: {},
-          life: node,
-          ofNode: true,
-          node,
-          holding: () => holding,
-          objectDigest: holding.objectDigest,
-        });
+        source.otherRanks.delete(worker.workerId);
+        source.view.putHeld({ ...worker, node, holding: () => holding, objectDigest: holding.objectDigest });
       }
     }
     const kept = new Set(workers.map((worker) => worker.join("/")));
@@ -247,42 +240,42 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
     },
     async publish({ sourceId, workerId, identity, worker: published }) {
       reap();
-      const { view, stock } = sourceOf(sourceId, identity);
+      const source = sourceOf(sourceId, identity);
+      const { view, otherRanks } = source;
       const { workerRank: rank, status, accelerator, topology } = published.summary;
-      const owner = view.get(workerId)?.node;
+      const owner = view.held(workerId)?.node;
       if (owner !== undefined && now() < owner.goneAt) {
         return "taken";
       }
-      const ranks = stock.get(workerId) ?? [];
-      const before = ranks.find(({ worker }) => worker.rank === rank)?.worker;
+      const last = view.stock(workerId);
+      const others = otherRanks.get(workerId) ?? [];
+      const before = last?.rank === rank ? last : others.find(({ worker }) => worker.rank === rank)?.worker;
       // What is live stays live: a second publish must not hide it.
-      const alive = before !== undefined && now() < before.life.freshUntil;
+      const alive = before !== undefined && now() < before.freshUntil;
       const first = status === SourceStatus.READY ? SourceStatus.INITIALIZING : status;
-      const worker: DirectoryWorker = {
-        workerId,
-        rank,
-        status: alive ? before.status : first,
-        load: alive ? before.load : undefined,
-        accelerator: accelerators.shared(accelerator),
-        topology: Object.keys(topology).length === 0 ? NO_TOPOLOGY : topology,
-        life: heard(),
-        ...NOT_HELD,
-      };
-      const others = ranks.filter(({ worker: other }) => other.rank !== rank);
-      stock.set(workerId, [...others, { worker, bytes: byteString(published.bytes) }]);
-      view.put(worker);
+      const displaced = last === undefined || last.rank === rank ? undefined : view.published(workerId);
+      keepOthers(source, workerId, [
+        ...others.filter(({ worker }) => worker.rank !== rank),
+        ...(displaced === undefined ? [] : [displaced]),
+      ]);
+      const state = { rank, status: alive ? before.status : first, load: alive ? before.load : undefined, ...heard() };
+      view.putStock(workerId, { ...state, accelerator, topology }, published.bytes);
       return "stored";
     },
     async updateStatus({ sourceId, workerId, rank, status, sourceLoad }: StatusUpdate) {
       const source = sources.get(sourceId);
-      const known = source?.stock.get(workerId)?.find(({ worker }) => worker.rank === rank)?.worker;
-      if (source === undefined || known === undefined || now() >= known.life.goneAt) {
+      const last = source?.view.stock(workerId);
+      const other = source?.otherRanks.get(workerId)?.find(({ worker }) => worker.rank === rank)?.worker;
+      const known = last?.rank === rank ? last : other;
+      if (source === undefined || known === undefined || now() >= known.goneAt) {
         return "unknown";
       }
-      known.status = status;
-      known.load = sourceLoad;
-      Object.assign(known.life, heard());
-      source.view.touch();
+      const state = { rank, status, load: sourceLoad, ...heard() };
+      if (known === last) {
+        source.view.setStock(workerId, state);
+      } else {
+        Object.assign(known, state);
+      }
       return "stored";
     },
     async list(query) {
@@ -296,27 +289,31 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
     },
     async worker(sourceId, workerId) {
       const source = sources.get(sourceId);
-      const ranks = source?.stock.get(workerId)?.filter(({ worker }) => now() < worker.life.goneAt) ?? [];
-      const lowest = ranks.reduce<StockRank | undefined>(
-        (least, rank) => (least === undefined || rank.worker.rank < least.worker.rank ? rank : least),
-        undefined,
-      );
-      if (source !== undefined && lowest !== undefined) {
-        const { worker, bytes } = lowest;
-        const metadata = withStatus(bytesOf(bytes), statusNow(worker, now()), worker.life.updatedAtMs);
-        return { identity: source.view.identity, metadata };
+      if (source === undefined) {
+        return undefined;
       }
-      const worker = source?.view.get(workerId);
-      return source === undefined || worker?.node === undefined || worker.hidden || now() >= worker.life.goneAt
+      const { identity } = source.view;
+      const last = source.view.published(workerId);
+      const others = source.otherRanks.get(workerId) ?? [];
+      const [lowest] = [...others, ...(last === undefined ? [] : [last])]
+        .filter(({ worker }) => now() < worker.goneAt)
+        .sort((a, b) => a.worker.rank - b.worker.rank);
+      if (lowest !== undefined) {
+        const { worker, metadata } = lowest;
+        const status = statusNow(worker.status, worker, now());
+        return { identity, metadata: withStatus(metadata, status, worker.updatedAtMs) };
+      }
+      const held = source.view.held(workerId);
+      return held === undefined || held.hidden || now() >= held.node.goneAt
         ? undefined
-        : { identity: source.view.identity, metadata: metadataOfHolding({ ...worker, node: worker.node }) };
+        : { identity, metadata: metadataOfHolding(held) };
     },
     async sources(modelName) {
       reap();
       return [...sources.values()]
         .filter(({ view }) => modelName === "" || view.identity.modelName === modelName)
         .sort((a, b) => compareUtf8(a.view.sourceId, b.view.sourceId))
-        .flatMap(({ view }) => sourceMessage(view, now()) ?? []);
+        .flatMap(({ view }) => sourceMessage(view) ?? []);
     },
     async size() {
       reap();
@@ -324,7 +321,7 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
       for (const node of nodes.values()) {
         counts[lost(node) ? "lost" : node.life.state === NodeState.DRAINING ? "draining" : "ready"]++;
       }
-      const shown = [...sources.values()].map(({ view }) => view.workers().filter(({ hidden }) => !hidden).length);
+      const shown = [...sources.values()].map(({ view }) => view.shownCount());
       const workers = shown.reduce((sum, count) => sum + count, 0);
       return { nodes: counts, sources: shown.filter((count) => count > 0).length, workers };
     },

@@ -51,8 +51,3 @@ export function withoutFields(message: Uint8Array, numbers: ReadonlySet<number>)
 export function byteString(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("latin1");
 }
-
-/** The bytes of such a string. */
-export function bytesOf(text: string): Uint8Array {
-  return Buffer.from(text, "latin1");
-}

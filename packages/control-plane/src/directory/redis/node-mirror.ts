@@ -1,6 +1,6 @@
 import { NodeState } from "@weightline/proto/common";
 import { type Clock, type DirectorySize, LOST_SHOWN_MS } from "../directory.ts";
-import type { NodeLife } from "../directory-worker.ts";
+import type { NodeLife } from "../worker.ts";
 
 /** What a replica knows of all nodes' lives. Their holdings are in the sources. */
 export interface NodeMirror {

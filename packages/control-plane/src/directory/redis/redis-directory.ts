@@ -6,14 +6,7 @@ import { createBoundedLog, type Logger } from "@weightline/runtime";
 import { announceReply, type Judgement } from "../announce-verdict.ts";
 import { type Clock, type Directory, LOST_SHOWN_MS, SYSTEM_CLOCK, type WorkerQuery } from "../directory.ts";
 import type { DirectoryObserver } from "../directory-observer.ts";
-import {
-  type DirectoryWorker,
-  heldNames,
-  holdersIn,
-  metadataOfHolding,
-  sourceMessage,
-  workersOfHolding,
-} from "../directory-worker.ts";
+import { heldNames, holdersIn, metadataOfHolding, sourceMessage, workersOfHolding } from "../directory-worker.ts";
 import { encodeInstances } from "../instance-encoding.ts";
 import { joinedCalls } from "../joined-calls.ts";
 import { namesNear } from "../near-names.ts";
@@ -65,8 +58,6 @@ const NODES_INTERVAL_MS = 1000;
 /** Sources that are brought up to date at once where all are asked for. */
 const SOURCES_AT_ONCE = 100;
 
-type View = SourceView<DirectoryWorker>;
-
 /** The directory of several control planes: each answers anything, any may go, and Redis may forget. */
 export function createRedisDirectory(options: RedisDirectoryOptions): Directory {
   const clock = options.clock ?? SYSTEM_CLOCK;
@@ -99,9 +90,9 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
   }, NODES_INTERVAL_MS).unref();
 
   /** All sources, each as it is now. */
-  const readAll = async (): Promise<View[]> => {
+  const readAll = async (): Promise<SourceView[]> => {
     const ids = await connection.members(`${prefix}sources`);
-    const views: View[] = [];
+    const views: SourceView[] = [];
     for (let i = 0; i < ids.length; i += SOURCES_AT_ONCE) {
       const page = ids.slice(i, i + SOURCES_AT_ONCE);
       const synced = await Promise.all(page.map(cache.sync));
@@ -226,7 +217,7 @@ export function createRedisDirectory(options: RedisDirectoryOptions): Directory 
       const views = (await allViews()).filter(({ identity }) => modelName === "" || identity.modelName === modelName);
       return views
         .sort((a, b) => compareUtf8(a.sourceId, b.sourceId))
-        .flatMap((view): Source[] | Source => sourceMessage(view, clock.monotonicMs()) ?? []);
+        .flatMap((view): Source[] | Source => sourceMessage(view) ?? []);
     },
     async size() {
       const ids = await connection.members(`${prefix}sources`);

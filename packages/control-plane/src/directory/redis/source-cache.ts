@@ -1,19 +1,16 @@
 import type { SourceIdentity } from "@weightline/proto/p2p";
 import type { Clock } from "../directory.ts";
-import type { DirectoryWorker } from "../directory-worker.ts";
 import { joinedCalls } from "../joined-calls.ts";
-import { createSharedTexts } from "../shared-texts.ts";
-import { createSourceView, type Life, type SourceView } from "../source-view.ts";
+import { createSourceView, type SourceView } from "../source-view.ts";
+import type { Life } from "../worker.ts";
 import type { NodeMirror } from "./node-mirror.ts";
 import type { RedisConnection, ScriptReply } from "./redis-connection.ts";
 import { readIdentity, readTopology, readWorkerRecord, workerOfField } from "./redis-records.ts";
 
-type View = SourceView<DirectoryWorker>;
-
 /** The sources that were asked for, each brought up to date with every ask. */
 export interface SourceCache {
   /** The source as Redis has it now; undefined when there is none. */
-  sync(sourceId: string): Promise<View | undefined>;
+  sync(sourceId: string): Promise<SourceView | undefined>;
   /** Brings the nodes' lives up to date. */
   syncNodes(): Promise<void>;
   /** Everything may have changed: all is read again. */
@@ -38,15 +35,11 @@ const CACHED_NODES_MAX = 250_000;
 const DELTA_MAX = 1000;
 
 interface Cached {
-  view: View;
+  view: SourceView;
   /** Tells this life of the source from one before a flush. */
   generation: string;
   version: string;
 }
-
-const NO_TOPOLOGY = {};
-/** What only a holding's worker has. */
-const NOT_HELD = { ofNode: false, hidden: false, node: undefined, holding: undefined, objectDigest: new Uint8Array() };
 
 /** Pairs of an HGETALL. */
 function* pairs(flat: (string | null)[]): Generator<[string, string]> {
@@ -59,62 +52,46 @@ export function createSourceCache(options: SourceCacheOptions): SourceCache {
   const { connection, nodes, clock } = options;
   /** In the order of their last use. */
   const cached = new Map<string, Cached>();
-  const accelerators = createSharedTexts();
   let readOver = connection.generation;
   let resets = 0;
 
   /** A stock worker's life from its last heartbeat, by Redis's clock; one that is known already keeps what was seen then. */
   const stockLife = (updatedAtMs: number, redisMs: number, known: Life | undefined): Life => {
     if (known?.updatedAtMs === updatedAtMs) {
-      return known;
+      return { updatedAtMs, freshUntil: known.freshUntil, goneAt: known.goneAt };
     }
     const heardAt = clock.monotonicMs() - Math.max(0, redisMs - updatedAtMs);
     return { updatedAtMs, freshUntil: heardAt + options.heartbeatTimeoutMs, goneAt: heardAt + options.gcTimeoutMs };
   };
 
-  const workerOf = (
-    workerId: string,
-    text: string,
+  const applyRecord = (
+    view: SourceView,
+    field: string,
+    text: string | null,
     topology: string | null,
     redisMs: number,
-    known: DirectoryWorker | undefined,
-  ): DirectoryWorker | undefined => {
-    const record = readWorkerRecord(text);
-    if (record === undefined) {
-      return undefined;
-    }
-    if ("holding" in record) {
-      const { node: name, ...fields } = record.holding;
-      const node = nodes.lifeOf(name);
-      return { ...fields, workerId, load: undefined, topology: {}, life: node, ofNode: true, node };
-    }
-    // One worker id with several ranks lists the last published one.
-    const last = record.ranks.at(-1);
-    return last === undefined
-      ? undefined
-      : {
-          workerId,
-          rank: last.rank,
-          status: last.status,
-          load: last.load,
-          accelerator: accelerators.shared(last.accelerator),
-          topology: topology === null ? NO_TOPOLOGY : readTopology(topology),
-          life: stockLife(last.updatedAtMs, redisMs, known?.ofNode === false ? known.life : undefined),
-          ...NOT_HELD,
-        };
-  };
-
-  const applyRecord = (view: View, field: string, text: string | null, topology: string | null, redisMs: number) => {
+  ) => {
     const workerId = workerOfField(field);
     if (workerId === undefined) {
       return;
     }
-    const worker = text === null ? undefined : workerOf(workerId, text, topology, redisMs, view.get(workerId));
-    if (worker === undefined) {
-      view.remove(workerId);
-    } else {
-      view.put(worker);
+    const record = text === null ? undefined : readWorkerRecord(text);
+    if (record !== undefined && "holding" in record) {
+      const { node, ...fields } = record.holding;
+      view.putHeld({ ...fields, workerId, node: nodes.lifeOf(node) });
+      return;
     }
+    // One worker id with several ranks lists the last published one.
+    const last = record?.ranks.at(-1);
+    if (last === undefined) {
+      view.remove(workerId);
+      return;
+    }
+    view.putStock(workerId, {
+      ...last,
+      ...stockLife(last.updatedAtMs, redisMs, view.stock(workerId)),
+      topology: readTopology(topology),
+    });
   };
 
   const whole = (sourceId: string, part: ScriptReply[], redisMs: number): Cached | undefined => {
@@ -131,7 +108,7 @@ export function createSourceCache(options: SourceCacheOptions): SourceCache {
       options.damaged(sourceId);
       return undefined;
     }
-    const view = createSourceView<DirectoryWorker>({ sourceId, identity }, clock.monotonicMs);
+    const view = createSourceView({ sourceId, identity }, clock.monotonicMs);
     const topologyOf = new Map(pairs(topologies));
     for (const [field, text] of pairs(records)) {
       applyRecord(view, field, text, topologyOf.get(field) ?? null, redisMs);
@@ -164,7 +141,7 @@ export function createSourceCache(options: SourceCacheOptions): SourceCache {
     nodes.reset();
   };
 
-  const read = async (sourceId: string): Promise<View | undefined> => {
+  const read = async (sourceId: string): Promise<SourceView | undefined> => {
     if (readOver !== connection.generation || nodes.size > CACHED_NODES_MAX) {
       // Over a new connection Redis may be another, which lost some of what this one knows.
       readOver = connection.generation;

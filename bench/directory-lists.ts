@@ -1,5 +1,4 @@
 // ListSources(READY) by identity: workers of one source id, unchanged and after a change by another one.
-import { setTimeout as sleep } from "node:timers/promises";
 import { fromBinary, toBinary } from "@bufbuild/protobuf";
 import { ListSourcesResponseSchema, P2pService, SourceInstanceRefSchema, SourceStatus } from "@weightline/proto/p2p";
 import { createGrpcChannel } from "@weightline/runtime";
@@ -8,13 +7,13 @@ import { callOnce, openConnections, percentile, pressCalls } from "./call-load.t
 import type { DirectoryReport } from "./directory-report.ts";
 import { cpuOf, type Redis, type Server } from "./directory-servers.ts";
 import { isTrue, listCall, publication, publishCall, updateCall } from "./directory-workers.ts";
+import { median } from "./measure.ts";
 
 const SIZES = [100, 1000, 10_000];
 const BIG_WORKERS = 64;
 const BIG_METADATA_BYTES = 1_400_000;
 const ROUNDS = 100;
 const COUNTED_ROUNDS = 20;
-const BACKGROUND_MS = 500;
 const AT_ONCE = 64;
 const CONNECTIONS = 4;
 const ATTEMPTS = 5;
@@ -83,22 +82,35 @@ export function isPlainEncoding(reply: Buffer): boolean {
   return reply.equals(toBinary(ListSourcesResponseSchema, message)) && reply.equals(Buffer.concat(singles));
 }
 
-/** Commands of one round of `work`, less what the control plane does by itself. */
+const ROUND_MARK = "weightline-bench-round";
+
+/** Commands of one round of `work`: what most rounds have, since the control plane does some by itself now and then. */
 export async function commandsPerRound(
   redis: Redis,
   rounds: number,
   work: (round: number) => Promise<unknown>,
 ): Promise<{ sent: number; inScripts: number }> {
-  const background = await redis.commandsOf(() => sleep(BACKGROUND_MS));
-  const start = performance.now();
-  const seen = await redis.commandsOf(async () => {
+  const lines = await redis.commandsOf(async () => {
     for (let i = 0; i < rounds; i++) {
+      await redis.ask(`ECHO ${ROUND_MARK}`);
       await work(i);
     }
+    await redis.ask(`ECHO ${ROUND_MARK}`);
   });
-  const share = (performance.now() - start) / BACKGROUND_MS;
-  const own = (count: number, idle: number) => Math.max(0, count - idle * share) / rounds;
-  return { sent: own(seen.sent, background.sent), inScripts: own(seen.inScripts, background.inScripts) };
+  const sent: number[] = [];
+  const inScripts: number[] = [];
+  for (const line of lines.filter((text) => !/"quit"/i.test(text))) {
+    if (line.includes(ROUND_MARK)) {
+      sent.push(0);
+      inScripts.push(0);
+    } else if (sent.length > 0) {
+      const counts = / \[\d+ lua\] /.test(line) ? inScripts : sent;
+      counts[counts.length - 1] = (counts.at(-1) ?? 0) + 1;
+    }
+  }
+  // The last mark ends the last round.
+  const usual = (counts: number[]) => median(counts.slice(0, -1));
+  return { sent: usual(sent), inScripts: usual(inScripts) };
 }
 
 interface Subject {

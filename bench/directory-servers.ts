@@ -17,8 +17,8 @@ export interface Redis {
   readonly url: string;
   /** One command without blanks in its words; gives the reply's text as Redis frames it. */
   ask(command: string): Promise<string>;
-  /** Commands that clients sent, and those that scripts ran for them, while `work` ran; background of the control plane included. */
-  commandsOf(work: () => Promise<unknown>): Promise<{ sent: number; inScripts: number }>;
+  /** The commands that ran during `work`, a line of MONITOR each, in their order. */
+  commandsOf(work: () => Promise<unknown>): Promise<string[]>;
   stop(): Promise<void>;
 }
 
@@ -73,9 +73,7 @@ export async function startRedis(folder: string): Promise<Redis> {
       await work();
       await sleep(MONITOR_SETTLE_MS);
       socket.destroy();
-      const lines = text.split("\n").filter((line) => /^\+\d+\.\d+ \[/.test(line));
-      const inScripts = lines.filter((line) => / \[\d+ lua\] /.test(line)).length;
-      return { sent: lines.length - inScripts, inScripts };
+      return text.split("\n").filter((line) => /^\+\d+\.\d+ \[/.test(line));
     },
     stop: async () => void (await program.stop()),
   };

@@ -26,6 +26,7 @@ export {
   WeightlineError,
 } from "./error.ts";
 export { makeFolders } from "./folders.ts";
+export { keepHeapSmall } from "./heap.ts";
 export { createLifecycle, type Lifecycle, type Part, type RunningProgram, runProgram } from "./lifecycle.ts";
 export { checkLogFile } from "./log-file.ts";
 export { createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";

@@ -4,7 +4,7 @@ import { setFlagsFromString } from "node:v8";
  * How far V8 lets its heap grow beyond what lived at the last full collection, in percent. By itself it waits for up to
  * four times as much: a program that answers many short calls would keep that as its size.
  */
-const HEAP_GROWTH_PERCENT = 50;
+const HEAP_GROWTH_PERCENT = 30;
 
 /** Keeps the process near the memory that it needs, for some more collections. To be called once, before it fills. */
 export function keepHeapSmall(): void {

@@ -97,7 +97,7 @@ t.test("one name, two contents, and the one that was begun vanishes: the other c
   t.ok(at < BigInt(LARGE), `its only holder died at ${at} bytes`);
   await pulling;
   t.equal(fileDigest(t, child), other.digest, "exactly the other one");
-  t.match(child.program.output(), /"event":"fill-begun-anew"/);
+  t.ok(await child.program.waitFor(/"event":"fill-begun-anew"/));
   const moved = (await child.client.transfers({})).transfers;
   t.ok(
     moved.some(({ state }) => state === TransferState.FAILED) &&

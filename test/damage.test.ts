@@ -64,7 +64,7 @@ t.test(
       [a, "repair-begun"],
       [a, "repaired"],
     ] as const) {
-      t.match(agent.program.output(), `"event":"${event}"`, event);
+      t.ok(await agent.program.waitFor(new RegExp(`"event":"${event}"`)), event);
     }
   },
 );

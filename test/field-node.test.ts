@@ -104,7 +104,7 @@ t.test(
     await holding;
     const taken = await cluster.mxctl(["load", other, "--model-name", "other"], agent);
     t.equal(taken.code, 0, taken.stderr);
-    t.match(agent.program.output(), /"event":"evicted",.*"why":"room"/);
+    t.ok(await agent.program.waitFor(/"event":"evicted",.*"why":"room"/));
     await agent.program.stop();
   },
 );

@@ -25,23 +25,23 @@ run_tap() {
   echo "== tests: $name"
   tap --reporter=tap --jobs="$jobs" "$@" >".tap/$name.tap" 2>".tap/$name.log"
   local code=$?
-  grep -E '^(ok|not ok) ' ".tap/$name.tap"
+  grep -aE '^(ok|not ok) ' ".tap/$name.tap"
   local totals
-  totals=$(grep -E '^# \{ total: ' ".tap/$name.tap" | tail -n 1)
+  totals=$(grep -aE '^# \{ total: ' ".tap/$name.tap" | tail -n 1)
   local p f s
   p=$(sed -nE 's/.*pass: ([0-9]+).*/\1/p' <<<"$totals")
   f=$(sed -nE 's/.*fail: ([0-9]+).*/\1/p' <<<"$totals")
   s=$(sed -nE 's/.*skip: ([0-9]+).*/\1/p' <<<"$totals")
   passed=$((passed + ${p:-0})) failed=$((failed + ${f:-0})) skipped=$((skipped + ${s:-0}))
   # A file whose tests come after its end is told there alone, and counted as passed.
-  if grep -qE 'after automatic end|after parent test ends' ".tap/$name.log"; then
+  if grep -aqE 'after automatic end|after parent test ends' ".tap/$name.log"; then
     echo "== tests of a file came after its end: see .tap/$name.log"
     failed=$((failed + 1))
   fi
   if [ $code -ne 0 ] || [ "${f:-0}" != 0 ]; then
     [ "${f:-0}" != 0 ] || failed=$((failed + 1))
     echo "== failures of $name (all of it in .tap/$name.tap)"
-    grep -nE -A 24 '^ *not ok ' ".tap/$name.tap" | head -n 200
+    grep -anE -A 24 '^ *not ok ' ".tap/$name.tap" | head -n 200
     tail -n 30 ".tap/$name.log"
   fi
 }

@@ -37,9 +37,9 @@ export function encodeInstance(
   return { head: toBinary(SourceInstanceRefSchema, head), tail: toBinary(SourceInstanceRefSchema, tail) };
 }
 
-/** The same read back, without what heartbeats change. */
-export function decodeInstance({ head, tail }: { head: Uint8Array; tail: Uint8Array }): SourceInstanceRef {
-  return fromBinary(SourceInstanceRefSchema, Buffer.concat([head, tail]));
+/** Head and tail, one behind the other, read back: what heartbeats change is not in it. */
+export function decodeInstance(bytes: Uint8Array): SourceInstanceRef {
+  return fromBinary(SourceInstanceRefSchema, bytes);
 }
 
 /** One entry of a reply. */

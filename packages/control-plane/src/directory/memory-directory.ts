@@ -256,7 +256,7 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
       const displaced = last === undefined || last.rank === rank ? undefined : view.published(workerId);
       keepOthers(source, workerId, [
         ...others.filter(({ worker }) => worker.rank !== rank),
-        ...(displaced === undefined ? [] : [displaced]),
+        ...(displaced === undefined ? [] : [{ worker: displaced, metadata: view.metadata(workerId) }]),
       ]);
       const state = { rank, status: alive ? before.status : first, load: alive ? before.load : undefined, ...heard() };
       view.putStock(workerId, { ...state, accelerator, topology }, published.bytes);
@@ -292,10 +292,11 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
       if (source === undefined) {
         return undefined;
       }
-      const { identity } = source.view;
-      const last = source.view.published(workerId);
-      const others = source.otherRanks.get(workerId) ?? [];
-      const [lowest] = [...others, ...(last === undefined ? [] : [last])]
+      const { view, otherRanks } = source;
+      const { identity } = view;
+      const last = view.stock(workerId);
+      const lastRank = last === undefined ? [] : [{ worker: last, metadata: view.metadata(workerId) }];
+      const [lowest] = [...(otherRanks.get(workerId) ?? []), ...lastRank]
         .filter(({ worker }) => now() < worker.goneAt)
         .sort((a, b) => a.worker.rank - b.worker.rank);
       if (lowest !== undefined) {
@@ -303,7 +304,7 @@ export function createMemoryDirectory(options: MemoryDirectoryOptions): Director
         const status = statusNow(worker.status, worker, now());
         return { identity, metadata: withStatus(metadata, status, worker.updatedAtMs) };
       }
-      const held = source.view.held(workerId);
+      const held = view.held(workerId);
       return held === undefined || held.hidden || now() >= held.node.goneAt
         ? undefined
         : { identity, metadata: metadataOfHolding(held) };

@@ -32,11 +32,12 @@ export interface SourceView {
   held(workerId: string): HeldWorker | undefined;
   /** A stock worker, gone or not. */
   stock(workerId: string): StockState | undefined;
-  /** The same with all that was put. */
-  published(workerId: string): { worker: StockWorker; metadata: Uint8Array } | undefined;
+  /** The same with all that is listed of it. */
+  published(workerId: string): StockWorker | undefined;
+  /** The metadata that was put with a stock worker, a copy. */
+  metadata(workerId: string): Uint8Array;
   /** Adds a worker, or puts it in the place of the one with its id. */
   putHeld(worker: HeldWorker): void;
-  /** `metadata`: what `published` is to give back. */
   putStock(workerId: string, worker: StockWorker, metadata?: Uint8Array): void;
   /** A stock worker's life, status or load changed. */
   setStock(workerId: string, state: StockState): void;
@@ -199,22 +200,26 @@ export function createSourceView(
       if (row === undefined) {
         return undefined;
       }
-      const { metadata, ...parts } = table.bytes(row);
-      const { accelerator, topology } = decodeInstance(parts);
-      return { worker: { ...table.state(row), accelerator, topology }, metadata };
+      const { accelerator, topology } = decodeInstance(table.instance(row));
+      return { ...table.state(row), accelerator, topology };
+    },
+    metadata(workerId) {
+      const row = stockRow(workerId);
+      return row === undefined ? NO_METADATA : table.metadata(row);
     },
     putHeld(worker) {
+      const parts = encodeInstance(source, { ...worker, topology: {} });
       const row = rows.take(worker.workerId);
       table.held[row] = worker;
       table.setState(row, { ...worker.node, rank: worker.rank, status: worker.status, load: undefined });
-      table.setBytes(row, { ...encodeInstance(source, { ...worker, topology: {} }), metadata: NO_METADATA });
+      table.setBytes(row, { ...parts, metadata: NO_METADATA });
       kept.clear();
     },
     putStock(workerId, { accelerator, topology, ...state }, metadata = NO_METADATA) {
+      const parts = encodeInstance(source, { workerId, rank: state.rank, accelerator, topology });
       const row = rows.take(workerId);
       table.held[row] = undefined;
       table.setState(row, state);
-      const parts = encodeInstance(source, { workerId, rank: state.rank, accelerator, topology });
       table.setBytes(row, { ...parts, metadata });
       kept.clear();
     },
@@ -249,7 +254,7 @@ export function createSourceView(
         workerId: table.ids[row] ?? "",
         rank: table.rank(row),
         status: statusOf(row, now),
-        accelerator: decodeInstance(table.bytes(row)).accelerator,
+        accelerator: decodeInstance(table.instance(row)).accelerator,
         updatedAtMs: table.updatedAtMs(row),
         held: table.held[row],
       }));

@@ -137,17 +137,14 @@ export class WorkerTable {
     page.set(metadata, offset + head.length + tail.length);
   }
 
-  /** A copy of the bytes. */
-  bytes(row: number): WorkerBytes {
-    const address = this.#address(row);
-    const page = this.#bytes.page(address);
-    const tail = offsetOf(address) + this.headBytes(row);
-    const metadata = tail + this.tailBytes(row);
-    return {
-      head: Buffer.from(page.subarray(offsetOf(address), tail)),
-      tail: Buffer.from(page.subarray(tail, metadata)),
-      metadata: Buffer.from(page.subarray(metadata, offsetOf(address) + this.#totalBytes(row))),
-    };
+  /** A copy of head and tail. */
+  instance(row: number): Uint8Array {
+    return this.#copied(row, 0, this.headBytes(row) + this.tailBytes(row));
+  }
+
+  /** A copy of the metadata. */
+  metadata(row: number): Uint8Array {
+    return this.#copied(row, this.headBytes(row) + this.tailBytes(row), this.#totalBytes(row));
   }
 
   /** Writes the head into a buffer with room for it, and gives the position after it. */
@@ -161,6 +158,12 @@ export class WorkerTable {
     const address = this.#address(row);
     const offset = offsetOf(address) + this.headBytes(row);
     return at + this.#bytes.page(address).copy(target, at, offset, offset + this.tailBytes(row));
+  }
+
+  #copied(row: number, from: number, to: number): Uint8Array {
+    const address = this.#address(row);
+    const offset = offsetOf(address);
+    return Buffer.from(this.#bytes.page(address).subarray(offset + from, offset + to));
   }
 
   #address(row: number): number {

@@ -224,6 +224,8 @@ t.test("records that are none count as absent, and harm nothing else", async (t)
     '{"ranks":[{"rank":"x"}]}',
     '{"node":7}',
     '{"ranks":{}}',
+    // A rank that no message can have.
+    '{"ranks":[{"rank":4294967296,"status":"READY","accelerator":"cuda","updated_at":9000000000000}]}',
   ]) {
     await ready(directory, "w");
     await ready(directory, "other");

@@ -74,13 +74,18 @@ function isCount(value: unknown): value is number {
   return typeof value === "number" && Number.isSafeInteger(value) && value >= 0;
 }
 
+/** The contract's ranks have 32 bits: a larger one could be in no reply. */
+function isRank(value: unknown): value is number {
+  return isCount(value) && value < 2 ** 32;
+}
+
 function readRank(json: unknown): RankRecord | undefined {
   if (!isRecord(json)) {
     return undefined;
   }
   const { rank, load, accelerator, updated_at: updatedAtMs } = json;
   const status = STATUS_BY_NAME.get(String(json["status"]));
-  return isCount(rank) && isCount(updatedAtMs) && status !== undefined && typeof accelerator === "string"
+  return isRank(rank) && isCount(updatedAtMs) && status !== undefined && typeof accelerator === "string"
     ? { rank, status, accelerator, updatedAtMs, load: typeof load === "number" ? load : undefined }
     : undefined;
 }
@@ -100,7 +105,7 @@ function readHolding(json: Record<string, unknown>): HoldingRecord | undefined {
   const status = STATUS_BY_NAME.get(String(json["status"]));
   const whole =
     typeof node === "string" &&
-    isCount(rank) &&
+    isRank(rank) &&
     status !== undefined &&
     typeof accelerator === "string" &&
     isRecord(holding);

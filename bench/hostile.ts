@@ -4,7 +4,7 @@ import { pythonEnvironment, ROOT, type RunningProgram, runCommand, startCommand 
 import { writeTensors } from "../test/support/safetensors-file.ts";
 import { type BenchResult, check, machineName, pssBytes, type Series } from "./measure.ts";
 
-const KINDS = ["silent", "reconnect", "unread", "leases", "calls", "descriptors"] as const;
+const KINDS = ["busy", "silent", "reconnect", "unread", "leases", "calls", "descriptors"] as const;
 const CALLS = 400;
 const RATIO_MAX = 2;
 const GROWTH_MAX_BYTES = 64 * 2 ** 20;

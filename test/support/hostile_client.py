@@ -67,6 +67,13 @@ def crowd(path):
         time.sleep(60)
 
 
+def busy(path):
+    """Keeps its core and calls nobody: what the others lose to the processor alone."""
+    say("begun")
+    while True:
+        pass
+
+
 def reconnect(path):
     """Connects and leaves, for ever."""
     say("begun")
@@ -172,5 +179,5 @@ def descriptors(path):
 if __name__ == "__main__":
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    kinds = {"silent": silent, "crowd": crowd, "reconnect": reconnect, "unread": unread, "leases": leases, "calls": calls, "descriptors": descriptors}
+    kinds = {"busy": busy, "silent": silent, "crowd": crowd, "reconnect": reconnect, "unread": unread, "leases": leases, "calls": calls, "descriptors": descriptors}
     kinds[sys.argv[1]](sys.argv[2])

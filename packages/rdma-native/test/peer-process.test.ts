@@ -51,6 +51,27 @@ t.test("who is at a socket, and the end of the process", async (t) => {
   t.throws(() => native.watchProcess(peer.process, () => undefined), { code: "Closed" });
 });
 
+t.test("a signal that comes while a process is asked for does not make it seem dead", async (t) => {
+  const { child, descriptor } = await connectedChild(t);
+  let signals = 0;
+  process.on("SIGUSR2", () => signals++);
+  const flood = spawn("python3", ["-c", `import os\nwhile True: os.kill(${process.pid}, 12)`], { stdio: "ignore" });
+  t.teardown(() => flood.kill("SIGKILL"));
+  t.ok(await eventually(() => signals > 0));
+  const seen = { alive: 0, dead: 0, found: 0 };
+  for (let i = 0; i < 100; i++) {
+    for (let j = 0; j < 200; j++) {
+      const peer = native.peerProcess(descriptor);
+      seen.found += peer.pid === child.pid ? 1 : 0;
+      seen[native.processAlive(peer.process) ? "alive" : "dead"] += 1;
+      native.closeProcess(peer.process);
+    }
+    await new Promise(setImmediate);
+  }
+  t.ok(signals > 100, `${signals} signals came meanwhile`);
+  t.same(seen, { alive: 20_000, dead: 0, found: 20_000 });
+});
+
 t.test("a closed handle is told nothing; others of the same process are", async (t) => {
   const { child, descriptor } = await connectedChild(t);
   const peers = Array.from({ length: 20 }, () => native.peerProcess(descriptor));

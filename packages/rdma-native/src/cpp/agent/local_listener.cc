@@ -12,6 +12,7 @@
 
 #include "agent/cgroup.h"
 #include "base/fault.h"
+#include "base/ready.h"
 
 namespace weightline {
 
@@ -39,10 +40,7 @@ std::string keyOf(pid_t pid) {
 
 }  // namespace
 
-bool hungUp(int socket) {
-  pollfd entry{socket, 0, 0};
-  return ::poll(&entry, 1, 0) == 1;
-}
+bool hungUp(int socket) { return readyNow(socket, 0) != 0; }
 
 LocalListener::LocalListener(std::string path, std::function<void(Descriptor)> onConnection)
     : onConnection_(std::move(onConnection)), file_(std::move(path), SOCK_STREAM, kBacklog), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),

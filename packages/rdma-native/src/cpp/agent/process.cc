@@ -1,6 +1,5 @@
 #include "agent/process.h"
 
-#include <poll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -10,6 +9,7 @@
 
 #include "agent/cgroup.h"
 #include "base/fault.h"
+#include "base/ready.h"
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77  // kernel 6.5, include/uapi/asm-generic/socket.h
@@ -37,10 +37,7 @@ void readCredentials(PeerProcess& peer) {
 }
 
 // True when the other end is closed: then the process that connected may be another by now.
-bool hungUp(int socket) {
-  pollfd entry{socket, POLLRDHUP, 0};
-  return ::poll(&entry, 1, 0) != 0;
-}
+bool hungUp(int socket) { return readyNow(socket, POLLRDHUP) != 0; }
 
 // Before SO_PEERPIDFD: the number may have gone to another process since the call connected. Believed when the
 // connection still stands and the process has the credentials that connected.
@@ -63,10 +60,7 @@ bool readCgroup(PeerProcess& peer) {
 
 }  // namespace
 
-bool Process::alive() const {
-  pollfd entry{pidfd.get(), POLLIN, 0};
-  return pidfd.valid() && ::poll(&entry, 1, 0) == 0;
-}
+bool Process::alive() const { return pidfd.valid() && readyNow(pidfd.get(), POLLIN) == 0; }
 
 PeerProcess peerOf(int socket) {
   ucred credentials{};

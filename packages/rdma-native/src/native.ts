@@ -480,6 +480,11 @@ export interface NativeModule {
    * thread, callers by turns. Those that were left meanwhile do not come, or as -1.
    */
   createLocalListener(path: string, onConnection: (descriptor: number) => void): LocalListenerHandle;
+  /**
+   * Hands over no connection of a process (in a pod: of its container) for `holdMs` milliseconds from now; those that are on
+   * their way still come. What waits meanwhile is bounded as ever.
+   */
+  holdLocalCaller(listener: LocalListenerHandle, pid: number, holdMs: number): void;
   /** Stops the thread, closes and unlinks the socket, and closes what was not taken. Idempotent. */
   closeLocalListener(listener: LocalListenerHandle): void;
 }

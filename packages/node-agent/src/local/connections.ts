@@ -2,7 +2,7 @@ import { type ServerResponse, STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { native } from "@weightline/rdma-native";
-import { type BoundedLog, toWeightlineError, unaryAnswer, WeightlineError } from "@weightline/runtime";
+import { type BoundedLog, createLoopRation, toWeightlineError, unaryAnswer, WeightlineError } from "@weightline/runtime";
 import type { LeaseOwner, LeaseTable } from "../leases/lease-table.ts";
 import { type AgentProcess, type Caller, type CallerGroup, type CallerRole, groupKeyOf, roleOf } from "./caller.ts";
 import {
@@ -25,6 +25,8 @@ export interface ConnectionsOptions {
   leases: LeaseTable;
   log: BoundedLog;
   onRefusal: (refusal: Refusal) => void;
+  /** The next connections of a process, and of its container in a pod, are not to come before so many milliseconds. */
+  onHold: (pid: number, holdMs: number) => void;
 }
 
 /** The open connections of the local API: who is at each, and the caps of each pod. */
@@ -34,7 +36,10 @@ export interface Connections {
   callerOf(socket: Socket): Caller | undefined;
   /** A call began; it ends with its response. Returns why it must be refused, if it must; its connection may be closed then. */
   begin(socket: Socket, response: ServerResponse): WeightlineError | undefined;
-  /** Lets a call go on: those who call at once do by turns, one call of each group after another. Not when it was left. */
+  /**
+   * Lets a call go on: those who call at once do by turns, one call of each group after another, and by their ration of the
+   * event loop. A group of which some wait is not read meanwhile. Not when it was left.
+   */
   turn(socket: Socket, go: () => void): void;
   /** Closes those without a call, and after `graceMs` the others. */
   stop(graceMs: number): Promise<void>;
@@ -62,6 +67,10 @@ interface Group extends CallerGroup {
   fills: number;
   /** Connections that are being told that there is no room. */
   farewells: number;
+  /** Its connections are not read: calls of it wait. */
+  held: boolean;
+  /** What its calls above the cap are told: always the same. */
+  readonly callRefused: WeightlineError;
 }
 
 /** Key of those whose process the kernel does not tell. */
@@ -70,24 +79,46 @@ const UNKNOWN = "a process that is not known";
 /** How often a stop looks whether the last answers are out. */
 const STOP_LOOK_MS = 10;
 
-/** Node keeps a socket's descriptor here; there is no public name for it. */
-function descriptorOf(socket: Socket): number {
-  const handle = (socket as unknown as { _handle?: { fd?: number } })._handle;
-  return handle?.fd ?? -1;
+/**
+ * What a socket has below, also while Node's HTTP parser reads from it in the socket's place; there is no public name for it.
+ * The kernel keeps what comes while it is stopped.
+ */
+interface Handle {
+  readonly fd?: number;
+  readStop(): void;
+  readStart(): void;
 }
 
-function tooMany(group: Group, field: string, count: number, limit: number, wayOut: string): WeightlineError {
+function handleOf(socket: Socket): Handle | undefined {
+  return (socket as unknown as { _handle?: Handle | null })._handle ?? undefined;
+}
+
+function tooMany(key: string, field: string, count: number, limit: number, wayOut: string): WeightlineError {
   const facts = { field, value: String(count), limit: String(limit), wayOut };
-  return new WeightlineError("ResourceExhausted", `${group.key} has ${count} ${field} at once`, facts);
+  return new WeightlineError("ResourceExhausted", `${key} has ${count} ${field} at once`, facts);
 }
 
-export function createConnections({ leases, log, onRefusal }: ConnectionsOptions): Connections {
+export function createConnections({ leases, log, onRefusal, onHold }: ConnectionsOptions): Connections {
   const self = native.openProcess(process.pid);
   const agent: AgentProcess = { uid: self.uid, cgroup: self.cgroup };
   native.closeProcess(self.process);
   const bySocket = new Map<Socket, Connection>();
   const groups = new Map<string, Group>();
-  const turns = createTurns<Group>();
+  const ration = createLoopRation();
+  const turns = createTurns<Group>({
+    ration,
+    onHold(group, held) {
+      group.held = held;
+      for (const { socket } of group.connections) {
+        const handle = handleOf(socket);
+        if (held) {
+          handle?.readStop();
+        } else {
+          handle?.readStart();
+        }
+      }
+    },
+  });
   let sweep: NodeJS.Timeout | undefined;
 
   const groupOf = (key: string): Group => {
@@ -101,9 +132,11 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
       calls: 0,
       fills: 0,
       farewells: 0,
+      held: false,
+      callRefused: tooMany(key, "calls", POD_CALLS_MAX, POD_CALLS_MAX, "wait for one of its calls to end"),
       beginFill() {
         if (made.fills >= POD_FILLS_MAX) {
-          throw tooMany(made, "fills", made.fills, POD_FILLS_MAX, "wait for one of the models that it acquires");
+          throw tooMany(key, "fills", made.fills, POD_FILLS_MAX, "wait for one of the models that it acquires");
         }
         made.fills += 1;
         return () => {
@@ -147,7 +180,11 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
     };
     bySocket.set(socket, connection);
     group.connections.add(connection);
-    socket.once("close", connection.leave);
+    socket.once("close", () => {
+      // Before Node takes down the calls of the connection, which costs more than to begin them.
+      ration.spend(group.key);
+      connection.leave();
+    });
     return connection;
   };
 
@@ -175,7 +212,7 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
       return undefined;
     }
     const limit = full ? POD_CONNECTIONS_MAX : CONNECTIONS_MAX;
-    return tooMany(crowd, "connections", crowd.connections.size, limit, "wait for one of its calls to end");
+    return tooMany(crowd.key, "connections", crowd.connections.size, limit, "wait for one of its calls to end");
   };
 
   /** The reason is written before anything is read; the socket then waits a moment, so that a client that is writing reads it. */
@@ -234,9 +271,14 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
   };
 
   const enter = (socket: Socket): boolean => {
-    const peer = native.peerProcess(descriptorOf(socket));
+    const peer = native.peerProcess(handleOf(socket)?.fd ?? -1);
     const role = roleOf(peer, agent);
     const group = groupOf(groupKeyOf(peer, role, agent));
+    ration.spend(group.key);
+    const holdMs = ration.waitMs(group.key);
+    if (holdMs > 0) {
+      onHold(peer.pid, Math.ceil(holdMs));
+    }
     const refused = makeRoom(group);
     if (refused !== undefined) {
       native.closeProcess(peer.process);
@@ -271,13 +313,15 @@ export function createConnections({ leases, log, onRefusal }: ConnectionsOptions
       }
       const { group, calls } = connection;
       if (group.calls >= POD_CALLS_MAX) {
+        ration.spend(group.key);
         onRefusal("calls");
         log("warn", { event: "call-refused", caller: group.key, limit: POD_CALLS_MAX }, "refused a local call");
         connection.refusals += 1;
         if (connection.refusals >= REFUSALS_MAX) {
+          connection.leave();
           socket.destroy();
         }
-        return tooMany(group, "calls", group.calls, POD_CALLS_MAX, "wait for one of its calls to end");
+        return group.callRefused;
       }
       connection.refusals = 0;
       group.calls += 1;

@@ -19,7 +19,7 @@ import { callerKey } from "./caller.ts";
 import { type ConnectionsOptions, createConnections } from "./connections.ts";
 import { FAREWELL_MS, KEEP_ALIVE_MS, MESSAGE_MAX_BYTES, REQUEST_TIMEOUT_MS, SWEEP_INTERVAL_MS } from "./limits.ts";
 
-export interface LocalServerOptions extends Omit<ConnectionsOptions, "log"> {
+export interface LocalServerOptions extends Omit<ConnectionsOptions, "log" | "onHold"> {
   path: string;
   route: ServiceRoute;
   log: Logger;
@@ -83,6 +83,7 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
     leases: options.leases,
     log: options.bounded,
     onRefusal: options.onRefusal,
+    onHold: (pid, holdMs) => native.holdLocalCaller(listener, pid, holdMs),
   });
   /** What must be refused costs no more than that. */
   const refused = (request: IncomingMessage, response: ServerResponse): boolean => {
@@ -106,7 +107,8 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
           connectionsCheckingInterval: SWEEP_INTERVAL_MS,
         },
         (request, response) => {
-          if (!refused(request, response)) {
+          // Pipelined behind the one at which the connection was closed.
+          if (!request.socket.destroyed && !refused(request, response)) {
             connections.turn(request.socket, () => handle(request, response));
           }
         },

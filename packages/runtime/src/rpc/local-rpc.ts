@@ -53,6 +53,8 @@ function isUnreadable(error: unknown): error is ConnectError {
 
 /** How it words bytes that do not decode. */
 const UNDECODABLE = /^parse binary: /;
+/** A refusal's content types that are remembered: those that clients send are few. */
+const REFUSAL_FORMS_MAX = 8;
 /** What a failure of ours is called. */
 const OWN_FAILURE = /^internal error/;
 
@@ -169,8 +171,14 @@ export async function mountLocalRpc(server: FastifyInstance, options: LocalRpcOp
   });
 }
 
+interface Answer {
+  readonly status: number;
+  readonly contentType: string;
+  readonly body: Uint8Array;
+}
+
 /** How a unary call is answered with an error, for those who write the answer themselves. */
-export function unaryAnswer(error: unknown): { status: number; contentType: string; body: Uint8Array } {
+export function unaryAnswer(error: unknown): Answer {
   const known = toConnectError(error);
   return {
     status: codeToHttpStatus(known.code),
@@ -179,19 +187,31 @@ export function unaryAnswer(error: unknown): { status: number; contentType: stri
   };
 }
 
-/** Answers a call with an error before anything else has seen it; its body is not kept. */
-export function refuseLocalCall(request: IncomingMessage, response: ServerResponse, error: unknown): void {
-  const asked = request.headers["content-type"] ?? "";
-  if (parseContentType(asked)?.stream === true) {
-    const end = endStreamToJson(new Headers(), toConnectError(error), undefined);
-    const body = encodeEnvelope(endStreamFlag, Buffer.from(JSON.stringify(end)));
-    // With its length: HTTP/1.0 has no other way to tell where it ends on a connection that stays.
-    response.writeHead(200, { "content-type": asked, "content-length": body.length });
-    response.end(body);
-  } else {
-    const { status, contentType, body } = unaryAnswer(error);
-    response.writeHead(status, { "content-type": contentType, "content-length": body.length });
-    response.end(body);
+function streamAnswer(error: unknown, contentType: string): Answer {
+  const end = endStreamToJson(new Headers(), toConnectError(error), undefined);
+  return { status: 200, contentType, body: encodeEnvelope(endStreamFlag, Buffer.from(JSON.stringify(end))) };
+}
+
+/** By error and content type: one that many calls are refused with is put in words once. */
+const refusals = new WeakMap<Error, Map<string, Answer>>();
+
+function refusalAnswer(error: Error, contentType: string): Answer {
+  const known = refusals.get(error) ?? new Map<string, Answer>();
+  refusals.set(error, known);
+  const stream = parseContentType(contentType)?.stream === true;
+  const key = stream ? contentType : "";
+  const answer = known.get(key) ?? (stream ? streamAnswer(error, contentType) : unaryAnswer(error));
+  if (known.size < REFUSAL_FORMS_MAX) {
+    known.set(key, answer);
   }
+  return answer;
+}
+
+/** Answers a call with an error before anything else has seen it; its body is not kept. */
+export function refuseLocalCall(request: IncomingMessage, response: ServerResponse, error: Error): void {
+  const { status, contentType, body } = refusalAnswer(error, request.headers["content-type"] ?? "");
+  // With its length: HTTP/1.0 has no other way to tell where it ends on a connection that stays.
+  response.writeHead(status, { "content-type": contentType, "content-length": body.length });
+  response.end(body);
   request.resume();
 }

@@ -189,17 +189,18 @@ void DescriptorServer::run() {
 
 void DescriptorServer::serve() {
   std::vector<pollfd> entries = {{wake_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
+  std::vector<bool> held;
+  int waitMs = clients_.empty() ? -1 : kTickMs;
   for (const Client& client : clients_) {
-    const short wanted = client.congested || client.number != 0 ? 0 : client.files.empty() ? POLLIN : POLLOUT;
+    held.push_back(client.silent() && gauge_.holds(client.pid));
+    if (held.back()) waitMs = static_cast<int>(kRefusalInterval.count());
+    const short wanted = client.congested || client.number != 0 || held.back() ? 0 : client.files.empty() ? POLLIN : POLLOUT;
     entries.push_back({client.socket.get(), wanted, 0});
   }
-  ::poll(entries.data(), entries.size(), clients_.empty() ? -1 : kTickMs);
-  size_t at = 2;
+  ::poll(entries.data(), entries.size(), waitMs);
+  size_t at = 0;
   for (auto client = clients_.begin(); client != clients_.end(); at++) {
-    const bool ready = entries[at].revents != 0 || client->congested;
-    // A giver that is being worked on is only looked at to see it leave.
-    const bool keep = !ready || (client->number == 0 && (client->files.empty() ? receive(*client) : send(*client)));
-    client = keep ? std::next(client) : clients_.erase(client);
+    client = serve(*client, entries[at + 2].revents, held[at]) ? std::next(client) : clients_.erase(client);
   }
   if (entries[0].revents != 0) {
     eventfd_t count = 0;
@@ -210,6 +211,15 @@ void DescriptorServer::serve() {
   for (size_t i = 0; entries[1].revents != 0 && i < kMaxDescriptorConnections && accept(); i++) {
   }
   expire();
+}
+
+bool DescriptorServer::serve(Client& client, short events, bool held) {
+  // Held or a giver that is being worked on: only looked at to see it leave.
+  if (held || client.number != 0) return events == 0;
+  if (events == 0 && !client.congested) return true;
+  // Others of its process may have been refused since.
+  if (client.silent() && gauge_.holds(client.pid)) return true;
+  return client.files.empty() ? receive(client) : send(client);
 }
 
 bool DescriptorServer::accept() {
@@ -461,6 +471,7 @@ void DescriptorServer::refuse(Client& client, const std::exception& error) {
   }
   text += "}";
   sendText(client, text, -1);
+  gauge_.refused(client.pid);
   report(client, false, error.what());
 }
 

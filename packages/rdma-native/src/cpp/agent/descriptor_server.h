@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "agent/closer.h"
+#include "agent/refusal_gauge.h"
 #include "agent/store_view.h"
 #include "base/descriptor.h"
 
@@ -112,6 +113,8 @@ class DescriptorServer {
   void listen();
   void run();
   void serve();
+  // Takes the client's message, or goes on sending to it, as `events` of poll(2) allow. False when it is done with.
+  bool serve(Client& client, short events, bool held);
   // False when nobody waits.
   bool accept();
   // Tells a client that there is no descriptor left for its connection.
@@ -146,6 +149,7 @@ class DescriptorServer {
   std::map<std::array<uint8_t, 16>, Offering> offers_;
   std::vector<Answer> answers_;
   Clients clients_;
+  RefusalGauge gauge_;
   uint64_t nextNumber_ = 1;
   bool stop_ = false;
   std::thread thread_;

@@ -66,11 +66,18 @@ void LocalListener::taken() {
   ::eventfd_write(wake_.get(), 1);
 }
 
+void LocalListener::hold(pid_t pid, std::chrono::milliseconds time) {
+  std::lock_guard lock(mutex_);
+  // More than callers that are remembered were not handed over.
+  if (holds_.size() < kMaxCallers) holds_.emplace_back(pid, SteadyClock::now() + time);
+}
+
 void LocalListener::run() {
   ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNice);
+  Time next = Time::max();
   while (true) {
     pollfd entries[] = {{wake_.get(), POLLIN, 0}, {file_.get(), POLLIN, 0}};
-    ::poll(entries, 2, -1);
+    ::poll(entries, 2, next == Time::max() ? -1 : static_cast<int>(std::max<int64_t>(0, std::chrono::ceil<std::chrono::milliseconds>(next - SteadyClock::now()).count())));
     eventfd_t ignored = 0;
     if (entries[0].revents != 0) ::eventfd_read(wake_.get(), &ignored);
     {
@@ -80,41 +87,61 @@ void LocalListener::run() {
     try {
       for (size_t i = 0; i < kBatch && entries[1].revents != 0 && accept(); i++) {
       }
-      handOver();
+      takeHolds();
+      next = handOver();
     } catch (const std::exception&) {
       // Out of memory: those who wait are let go, and the socket stays.
       waiting_.clear();
       turns_.clear();
+      held_.clear();
       count_ = 0;
     }
   }
 }
 
-void LocalListener::handOver() {
-  while (!turns_.empty()) {
+void LocalListener::takeHolds() {
+  std::vector<std::pair<pid_t, Time>> holds;
+  {
+    std::lock_guard lock(mutex_);
+    holds.swap(holds_);
+  }
+  for (const auto& [pid, until] : holds) held_[callerOf(pid)] = until;
+  if (!holds.empty()) std::erase_if(held_, [now = SteadyClock::now()](const auto& entry) { return entry.second <= now; });
+}
+
+LocalListener::Time LocalListener::handOver() {
+  const auto now = SteadyClock::now();
+  auto next = Time::max();
+  // Those who are held keep their place before those who come last.
+  for (size_t heldCount = 0; heldCount < turns_.size();) {
     {
       std::lock_guard lock(mutex_);
-      if (handed_ >= kMaxHandedConnections) return;
+      if (handed_ >= kMaxHandedConnections) return Time::max();
     }
-    const std::string key = std::move(turns_.front());
-    turns_.pop_front();
-    auto& waiting = waiting_[key];
-    while (!waiting.empty() && hungUp(waiting.front().get())) {
-      waiting.pop_front();
-      count_--;
-    }
-    if (waiting.empty()) {
-      waiting_.erase(key);
+    const auto turn = turns_.begin() + static_cast<std::ptrdiff_t>(heldCount);
+    const auto held = held_.find(*turn);
+    if (held != held_.end() && held->second > now) {
+      next = std::min(next, held->second);
+      heldCount++;
       continue;
     }
+    const std::string key = std::move(*turn);
+    turns_.erase(turn);
+    if (handOverOne(key)) turns_.push_back(key);
+  }
+  return next;
+}
+
+bool LocalListener::handOverOne(const std::string& key) {
+  auto& waiting = waiting_[key];
+  while (!waiting.empty() && hungUp(waiting.front().get())) {
+    waiting.pop_front();
+    count_--;
+  }
+  if (!waiting.empty()) {
     Descriptor socket = std::move(waiting.front());
     waiting.pop_front();
     count_--;
-    if (waiting.empty()) {
-      waiting_.erase(key);
-    } else {
-      turns_.push_back(key);
-    }
     {
       std::lock_guard lock(mutex_);
       handed_++;
@@ -127,6 +154,9 @@ void LocalListener::handOver() {
       throw;
     }
   }
+  if (!waiting.empty()) return true;
+  waiting_.erase(key);
+  return false;
 }
 
 bool LocalListener::accept() {

@@ -12,6 +12,8 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 #include "agent/socket_file.h"
 #include "base/descriptor.h"
@@ -41,15 +43,22 @@ class LocalListener {
 
   // One that was handed over has been taken. From any thread.
   void taken();
+  // No connection of the process's caller is handed over for so long from now. From any thread.
+  void hold(pid_t pid, std::chrono::milliseconds time);
 
  private:
+  using Time = std::chrono::steady_clock::time_point;
   struct Caller {
     std::string key;
-    std::chrono::steady_clock::time_point until;
+    Time until;
   };
 
   void run();
-  void handOver();
+  void takeHolds();
+  // Returns when the next of those who are held may come; Time::max() for none.
+  Time handOver();
+  // One of the caller's, and it is the last in turn; false when all have left.
+  bool handOverOne(const std::string& key);
   // False when nobody connects now.
   bool accept();
   void turnAway();
@@ -67,7 +76,9 @@ class LocalListener {
   std::deque<std::string> turns_;  // callers that have some
   size_t count_ = 0;
   std::unordered_map<pid_t, Caller> callers_;
+  std::unordered_map<std::string, Time> held_;  // callers, and until when
   std::mutex mutex_;
+  std::vector<std::pair<pid_t, Time>> holds_;  // asked for and not looked at yet
   size_t handed_ = 0;
   bool stop_ = false;
   std::thread thread_;

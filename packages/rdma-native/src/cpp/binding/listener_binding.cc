@@ -42,6 +42,15 @@ Napi::Value createLocalListener(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value holdLocalCaller(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const auto handle = openHandle<LocalListenerHandle>(info[0]);
+    const uint32_t pid = uint32Argument(info[1], "pid"), holdMs = uint32Argument(info[2], "holdMs");
+    if (handle->listener) handle->listener->hold(static_cast<pid_t>(pid), std::chrono::milliseconds(holdMs));
+    return info.Env().Undefined();
+  });
+}
+
 Napi::Value closeLocalListener(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     handleArgument<LocalListenerHandle>(info[0]).reset();
@@ -53,6 +62,7 @@ Napi::Value closeLocalListener(const Napi::CallbackInfo& info) {
 
 void registerListener(Napi::Env env, Napi::Object exports) {
   exports.Set("createLocalListener", Napi::Function::New(env, createLocalListener));
+  exports.Set("holdLocalCaller", Napi::Function::New(env, holdLocalCaller));
   exports.Set("closeLocalListener", Napi::Function::New(env, closeLocalListener));
 }
 

@@ -26,11 +26,11 @@ export {
   WeightlineError,
 } from "./error.ts";
 export { makeFolders } from "./folders.ts";
-export { keepHeapSmall } from "./heap.ts";
-export { createLoopRation, type LoopRation } from "./loop-ration.ts";
+export { keepHeapSmall, keepNurserySmall } from "./heap.ts";
 export { createLifecycle, type Lifecycle, type Part, type RunningProgram, runProgram } from "./lifecycle.ts";
 export { checkLogFile } from "./log-file.ts";
 export { createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";
+export { createLoopRation, type LoopRation } from "./loop-ration.ts";
 export { addBuildInfo, COLLECT_TIMEOUT_MS, createMetrics, type Metrics } from "./metrics.ts";
 export {
   checkAddresses,

@@ -2,7 +2,13 @@ import { type ServerResponse, STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { native } from "@weightline/rdma-native";
-import { type BoundedLog, createLoopRation, toWeightlineError, unaryAnswer, WeightlineError } from "@weightline/runtime";
+import {
+  type BoundedLog,
+  createLoopRation,
+  toWeightlineError,
+  unaryAnswer,
+  WeightlineError,
+} from "@weightline/runtime";
 import type { LeaseOwner, LeaseTable } from "../leases/lease-table.ts";
 import { type AgentProcess, type Caller, type CallerGroup, type CallerRole, groupKeyOf, roleOf } from "./caller.ts";
 import {

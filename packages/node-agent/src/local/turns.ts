@@ -25,7 +25,7 @@ export function createTurns<Key extends { readonly key: string }>({ ration, onHo
   const waiting = new Map<Key, Waiting[]>();
   /** Keys that went on in this turn of the event loop. */
   const served = new Set<Key>();
-  let immediate: NodeJS.Immediate | undefined;
+  let scheduled = false;
   let timer: NodeJS.Timeout | undefined;
 
   /** Takes the key's first that is still wanted out of its queue. */
@@ -36,7 +36,7 @@ export function createTurns<Key extends { readonly key: string }>({ ration, onHo
 
   const next = () => {
     clearTimeout(timer);
-    immediate = undefined;
+    scheduled = false;
     served.clear();
     let pauseMs = Number.POSITIVE_INFINITY;
     for (const [key, queue] of [...waiting]) {
@@ -64,7 +64,10 @@ export function createTurns<Key extends { readonly key: string }>({ ration, onHo
   };
 
   const schedule = () => {
-    immediate ??= setImmediate(next);
+    if (!scheduled) {
+      scheduled = true;
+      setImmediate(next);
+    }
   };
 
   return {

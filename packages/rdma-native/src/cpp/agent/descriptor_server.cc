@@ -231,6 +231,8 @@ bool DescriptorServer::accept() {
   ucred credentials{};
   socklen_t length = sizeof(credentials);
   ::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length);
+  const auto waits = [pid = credentials.pid](const Client& client) { return client.pid == pid && client.silent(); };
+  if (gauge_.holds(credentials.pid) && static_cast<size_t>(std::count_if(clients_.begin(), clients_.end(), waits)) >= kMaxHeldConnections) return true;
   if (clients_.size() >= kMaxDescriptorConnections) makeRoom();
   Client client;
   client.socket = std::move(socket);

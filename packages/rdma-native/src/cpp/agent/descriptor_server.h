@@ -25,6 +25,8 @@ namespace weightline {
 
 // Connections at once; at the cap the oldest silent one goes, of the process that has most of them.
 inline constexpr size_t kMaxDescriptorConnections = 64;
+// Connections of a process that was refused too often and waits for its next look: more are closed unread.
+inline constexpr size_t kMaxHeldConnections = 4;
 // A client must say its ticket, and take each message, within this time.
 inline constexpr std::chrono::milliseconds kDescriptorClientTime{2000};
 // What the kernel passes with one message (SCM_MAX_FD).

@@ -124,6 +124,41 @@ print("flooded")
   t.match((await office.ask({ kind: "count" })).refusals, [/comes without descriptors/]);
 });
 
+t.test("one who is refused again and again: looked at now and then, others at once", async (t) => {
+  const office = await startOffice(store, newSocket());
+  t.teardown(() => office.close());
+  const refused = async () => (await office.ask({ kind: "count" })).refusals.length;
+  const from = performance.now();
+  const flood = spawn(
+    "python3",
+    [
+      "-u",
+      "-c",
+      `import socket, sys
+n = 0
+while True:
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        s.connect(sys.argv[1]); s.send(b"x"); n += 1
+    except OSError: pass
+    s.close()
+    if n == 5000: print("begun")
+`,
+      office.path,
+    ],
+    { stdio: ["ignore", "pipe", "inherit"] },
+  );
+  t.teardown(() => flood.kill("SIGKILL"));
+  await firstLine(flood);
+  for (let i = 0; i < 10; i++) {
+    t.equal(await withTicket(office, { holdingId: one, paths }, PRINT), "1");
+  }
+  const count = await refused();
+  // 32 at once, then one in 20 ms.
+  const most = 32 + (performance.now() - from) / 20 + 1;
+  t.ok(count > 0 && count <= most, `${count} of more than 5,000 were looked at; at most ${most.toFixed(0)}`);
+});
+
 t.test("512 silent connections: another client is served, and keeps its own silent connection", async (t) => {
   const office = await createOffice(store, newSocket());
   t.teardown(() => office.close());

@@ -1,11 +1,20 @@
 // The local API's socket: fair to all who connect, whatever one of them does.
 import { spawn } from "node:child_process";
-import { closeSync, existsSync, fstatSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { connect, Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { type LocalListenerHandle, native } from "@weightline/rdma-native";
 import t, { type Test } from "tap";
-import { ended, eventually, firstLine, runProgram } from "./agent-helpers.ts";
+import { ended, eventually, firstLine, nodeProgram, runProgram } from "./agent-helpers.ts";
 
 const folder = mkdtempSync(`${tmpdir()}/weightline-listener-`);
 t.teardown(() => rmSync(folder, { recursive: true }));
@@ -24,9 +33,6 @@ function listen(t: Test, answer = true): Listening {
   const path = newPath();
   const pids: number[] = [];
   const handle = native.createLocalListener(path, (descriptor) => {
-    if (descriptor < 0) {
-      return;
-    }
     try {
       const peer = native.peerProcess(descriptor);
       pids.push(peer.pid);
@@ -162,6 +168,114 @@ t.test("a crowd that stays while this thread is busy: one of another caller is a
     t.ok(fstatSync(descriptor).isSocket());
     closeSync(descriptor);
   }
+});
+
+t.test("a caller that is held: its connections wait, another's come, and they come in the end", async (t) => {
+  const { handle, path, pids } = listen(t);
+  const flag = newPath();
+  const held = spawn(
+    "python3",
+    [
+      "-u",
+      "-c",
+      `${CLIENT}print("ready"); sys.stdin.readline(); print(all(hello() == b'hello' for i in range(3))); sys.stdin.read()`,
+      path,
+    ],
+    { stdio: ["pipe", "pipe", "inherit"] },
+  );
+  t.teardown(() => held.kill("SIGKILL"));
+  await firstLine(held);
+  const pid = held.pid ?? 0;
+  native.holdLocalCaller(handle, pid, 60_000);
+  held.stdin.write("go\n");
+  // Others are served one after another, so its connection has been seen by now.
+  for (let i = 0; i < 20; i++) {
+    t.equal((await runProgram(python(path, "print(hello() == b'hello')"))).output, "True");
+  }
+  t.notOk(pids.includes(pid), "it is held");
+  held.kill("SIGKILL");
+  const late = spawn(
+    "python3",
+    ["-u", "-c", `${CLIENT}open("${flag}", "w").close(); sys.stdin.readline(); print(hello() == b'hello')`, path],
+    { stdio: ["pipe", "pipe", "inherit"] },
+  );
+  t.teardown(() => late.kill("SIGKILL"));
+  t.ok(await eventually(() => existsSync(flag)));
+  native.holdLocalCaller(handle, late.pid ?? 0, 300);
+  const from = performance.now();
+  late.stdin.write("go\n");
+  t.equal(await firstLine(late), "True");
+  t.ok(performance.now() - from > 200, "after its time");
+  native.closeLocalListener(handle);
+  t.throws(() => native.holdLocalCaller(handle, pid, 1), { code: "Closed" });
+});
+
+const allowed = /^Cpus_allowed_list:\t(.*)$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1] ?? "";
+/** The last core that this process may run on. */
+const CORE = /\d+$/.exec(allowed)?.[0] ?? "";
+/** Where there is but one, a thread has nowhere to move. */
+const MOVES = allowed === CORE ? { skip: "this process has one core" } : {};
+
+/** The cores that the listener's threads of a process may run on, as the kernel tells them. */
+function listenerCores(pid: number | string): string[] {
+  return readdirSync(`/proc/${pid}/task`).flatMap((thread) => {
+    const status = readFileSync(`/proc/${pid}/task/${thread}/status`, "utf8");
+    const cores = /^Cpus_allowed_list:\t(.*)$/m.exec(status)?.[1] ?? "";
+    return status.startsWith("Name:\twl-listener\n") ? [cores] : [];
+  });
+}
+
+/** Connects and leaves for ever, bound to one core, beside so many processes that do nothing but keep that core. */
+function flood(path: string, beside: number) {
+  const body = `import os
+${CLIENT}parent = os.getpid()
+for i in range(${beside}):
+    if os.fork() == 0:
+        while os.getppid() == parent: pass
+        os._exit(0)
+n = 0
+while True:
+    s = socket.socket(socket.AF_UNIX); s.connect(path); s.close(); n += 1
+    if n == 2000: print("begun")
+`;
+  const command = ["--cpu-list", CORE, "python3", "-u", "-c", body, path];
+  return spawn("taskset", command, { stdio: ["ignore", "pipe", "inherit"] });
+}
+
+t.test("a flood is served on its own core, while it lasts", MOVES, async (t) => {
+  const { path } = listen(t);
+  const child = flood(path, 0);
+  t.teardown(() => child.kill("SIGKILL"));
+  await firstLine(child);
+  t.ok(await eventually(() => listenerCores("self").includes(CORE)), "it follows");
+  const exited = ended(child);
+  child.kill("SIGKILL");
+  await exited;
+  const back = await eventually(async () => {
+    await runProgram(python(path, "hello()"));
+    return listenerCores("self").every((cores) => cores !== CORE);
+  });
+  t.ok(back, "it is back with one of the next who connect");
+});
+
+t.test("on a core on which it waits itself it does not stay", MOVES, async (t) => {
+  const path = newPath();
+  const body = `import { closeSync } from "node:fs";
+const listener = native.createLocalListener(${JSON.stringify(path)}, closeSync);
+console.log("ready");
+process.stdin.once("end", () => native.closeLocalListener(listener)).resume();`;
+  // Without the right to go before others.
+  const command = ["--bounding-set", "-sys_nice", ...nodeProgram(body)];
+  const listening = spawn("setpriv", command, { stdio: ["pipe", "pipe", "inherit"] });
+  t.teardown(() => listening.kill("SIGKILL"));
+  await firstLine(listening);
+  const child = flood(path, 5);
+  t.teardown(() => child.kill("SIGKILL"));
+  await firstLine(child);
+  const pid = listening.pid ?? 0;
+  t.ok(await eventually(() => listenerCores(pid).includes(CORE)), "it follows");
+  t.ok(await eventually(() => !listenerCores(pid).includes(CORE)), "and leaves, though the flood goes on");
+  t.equal(child.exitCode, null);
 });
 
 t.test("closed with connections that wait: they end", async (t) => {

@@ -127,9 +127,6 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
   // Node's server gets connections from ours and listens nowhere: this makes it look after their timeouts all the same.
   http.emit("listening");
   const listener = native.createLocalListener(path, (descriptor) => {
-    if (descriptor < 0) {
-      return;
-    }
     const socket = new Socket({ fd: descriptor, readable: true, writable: true, allowHalfOpen: true });
     if (connections.admit(socket)) {
       http.emit("connection", socket);

@@ -173,6 +173,7 @@ void DescriptorServer::answer(uint64_t connection, std::string text, std::string
 }
 
 void DescriptorServer::run() {
+  follower_.emplace("wl-descriptors");
   while (true) {
     {
       std::lock_guard lock(mutex_);
@@ -231,6 +232,7 @@ bool DescriptorServer::accept() {
   ucred credentials{};
   socklen_t length = sizeof(credentials);
   ::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length);
+  follower_->connected(credentials.pid);
   const auto waits = [pid = credentials.pid](const Client& client) { return client.pid == pid && client.silent(); };
   if (gauge_.holds(credentials.pid) && static_cast<size_t>(std::count_if(clients_.begin(), clients_.end(), waits)) >= kMaxHeldConnections) return true;
   if (clients_.size() >= kMaxDescriptorConnections) makeRoom();

@@ -12,11 +12,13 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "agent/closer.h"
+#include "agent/core_follower.h"
 #include "agent/refusal_gauge.h"
 #include "agent/store_view.h"
 #include "base/descriptor.h"
@@ -152,6 +154,7 @@ class DescriptorServer {
   std::vector<Answer> answers_;
   Clients clients_;
   RefusalGauge gauge_;
+  std::optional<CoreFollower> follower_;  // the thread's own
   uint64_t nextNumber_ = 1;
   bool stop_ = false;
   std::thread thread_;

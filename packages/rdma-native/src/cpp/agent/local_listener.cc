@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -28,8 +27,16 @@ constexpr size_t kBatch = 64;
 constexpr std::chrono::seconds kCallerMemory{1};
 constexpr size_t kMaxCallers = 4096;
 constexpr std::chrono::milliseconds kNoDescriptorPause{10};
-// Before those who connect, where that is allowed (CAP_SYS_NICE): while it waits for a core they would fill the kernel's queue.
-constexpr int kNice = -10;
+// What a connection that was left before it was taken costs its caller.
+constexpr std::chrono::milliseconds kLeftHold{2};
+
+// Who connected; 0 when the kernel does not tell.
+pid_t processAt(int socket) {
+  ucred credentials{};
+  socklen_t length = sizeof(credentials);
+  ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length);
+  return credentials.pid;
+}
 
 // Whose turn a process shares: its container's in a pod, else its own.
 std::string keyOf(pid_t pid) {
@@ -58,7 +65,8 @@ LocalListener::~LocalListener() {
   thread_.join();
 }
 
-void LocalListener::taken() {
+void LocalListener::taken(int socket) {
+  if (hungUp(socket)) hold(processAt(socket), kLeftHold);
   {
     std::lock_guard lock(mutex_);
     handed_--;
@@ -73,7 +81,7 @@ void LocalListener::hold(pid_t pid, std::chrono::milliseconds time) {
 }
 
 void LocalListener::run() {
-  ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNice);
+  follower_.emplace("wl-listener");
   Time next = Time::max();
   while (true) {
     pollfd entries[] = {{wake_.get(), POLLIN, 0}, {file_.get(), POLLIN, 0}};
@@ -105,7 +113,10 @@ void LocalListener::takeHolds() {
     std::lock_guard lock(mutex_);
     holds.swap(holds_);
   }
-  for (const auto& [pid, until] : holds) held_[callerOf(pid)] = until;
+  for (const auto& [pid, until] : holds) {
+    Time& held = held_[callerOf(pid)];
+    held = std::max(held, until);
+  }
   if (!holds.empty()) std::erase_if(held_, [now = SteadyClock::now()](const auto& entry) { return entry.second <= now; });
 }
 
@@ -179,10 +190,9 @@ void LocalListener::turnAway() {
 }
 
 void LocalListener::add(Descriptor socket) {
-  ucred credentials{};
-  socklen_t length = sizeof(credentials);
-  ::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length);
-  const std::string& key = callerOf(credentials.pid);
+  const pid_t pid = processAt(socket.get());
+  follower_->connected(pid);
+  const std::string& key = callerOf(pid);
   auto& waiting = waiting_[key];
   if (waiting.size() >= kMaxWaitingPerCaller) forgetLeft(waiting);
   if (waiting.size() >= kMaxWaitingPerCaller) {

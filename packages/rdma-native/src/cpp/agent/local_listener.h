@@ -9,12 +9,14 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "agent/core_follower.h"
 #include "agent/socket_file.h"
 #include "base/descriptor.h"
 
@@ -41,8 +43,9 @@ class LocalListener {
   LocalListener(std::string path, std::function<void(Descriptor)> onConnection);
   ~LocalListener();
 
-  // One that was handed over has been taken. From any thread.
-  void taken();
+  // One that was handed over has been taken. Where it was left meanwhile its caller's next comes a moment later: one that
+  // connects and leaves for ever costs no more than that. From any thread.
+  void taken(int socket);
   // No connection of the process's caller is handed over for so long from now. From any thread.
   void hold(pid_t pid, std::chrono::milliseconds time);
 
@@ -77,6 +80,7 @@ class LocalListener {
   size_t count_ = 0;
   std::unordered_map<pid_t, Caller> callers_;
   std::unordered_map<std::string, Time> held_;  // callers, and until when
+  std::optional<CoreFollower> follower_;  // the thread's own
   std::mutex mutex_;
   std::vector<std::pair<pid_t, Time>> holds_;  // asked for and not looked at yet
   size_t handed_ = 0;

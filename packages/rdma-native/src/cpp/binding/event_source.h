@@ -11,7 +11,7 @@
 
 namespace weightline::binding {
 
-// Sends events of type `Event` to JavaScript. post() may be called from any thread, never blocks, and does nothing after
+// Sends events of type `Event` to JavaScript, as `convert` gives them; one of which it gives nothing is dropped. post() may be called from any thread, never blocks, and does nothing after
 // close(). The process may end although the source is open, unless `keepsAlive`.
 //
 // The events wait in a queue of ours, and each call of the thread-safe function takes one: what Node drops when it ends is
@@ -76,7 +76,8 @@ class EventSource {
     }
     Napi::HandleScope scope(env);
     try {
-      Napi::Function(env, callback).Call({state->convert(env, *event)});
+      const Napi::Value value = state->convert(env, *event);
+      if (!value.IsEmpty()) Napi::Function(env, callback).Call({value});
     } catch (const Napi::Error& error) {
       // Thrown on, it would be a mere warning of Node's; so it is the program's uncaught exception. Where the environment
       // is being ended there is nobody to tell.

@@ -31,8 +31,8 @@ Napi::Value createLocalListener(const Napi::CallbackInfo& info) {
     if (!info[1].IsFunction()) throw Fault(Code::kInvalidArgument, "onConnection must be a function").field("onConnection");
     auto handle = std::make_shared<LocalListenerHandle>();
     const auto toNumber = [raw = handle.get()](Napi::Env env, Descriptor& socket) -> Napi::Value {
-      if (raw->listener) raw->listener->taken();
-      return Napi::Number::New(env, hungUp(socket.get()) ? -1 : socket.release());
+      if (raw->listener) raw->listener->taken(socket.get());
+      return hungUp(socket.get()) ? Napi::Value() : Napi::Number::New(env, socket.release());
     };
     handle->connections = std::make_shared<EventSource<Descriptor>>(info.Env(), info[1].As<Napi::Function>(), "local connections", toNumber);
     handle->listener = std::make_unique<LocalListener>(

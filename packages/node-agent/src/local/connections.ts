@@ -99,6 +99,20 @@ function handleOf(socket: Socket): Handle | undefined {
   return (socket as unknown as { _handle?: Handle | null })._handle ?? undefined;
 }
 
+/**
+ * Until what runs now has ended. Node ends each call of a connection that closes with two errors of its own; their stacks take
+ * longer than the calls, of which hundreds may be pipelined, and nobody reads them.
+ */
+function dropStackTraces(): void {
+  const { stackTraceLimit } = Error;
+  if (stackTraceLimit > 0) {
+    Error.stackTraceLimit = 0;
+    queueMicrotask(() => {
+      Error.stackTraceLimit = stackTraceLimit;
+    });
+  }
+}
+
 function tooMany(key: string, field: string, count: number, limit: number, wayOut: string): WeightlineError {
   const facts = { field, value: String(count), limit: String(limit), wayOut };
   return new WeightlineError("ResourceExhausted", `${key} has ${count} ${field} at once`, facts);
@@ -190,6 +204,7 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
       // Before Node takes down the calls of the connection, which costs more than to begin them.
       ration.spend(group.key);
       connection.leave();
+      dropStackTraces();
     });
     return connection;
   };

@@ -1,14 +1,20 @@
 // contract.md: 100 MiB both ways. Requests are tried at the control plane's contract tests, replies here.
+import { create } from "@bufbuild/protobuf";
 import { Code } from "@connectrpc/connect";
-import { HealthService } from "@weightline/proto/health";
+import { GetHealthRequestSchema, HealthService } from "@weightline/proto/health";
 import { createGrpcChannel, createGrpcServer, MAX_MESSAGE_BYTES, route } from "@weightline/runtime";
 import t from "tap";
 
 /** Tag and length of a field of this size. */
 const FIELD_HEAD_BYTES = 5;
 let replyBytes = 0;
+/** Values of unknown fields that the last request came with. */
+let unknownCount = -1;
 const service = route(HealthService, {
-  getHealth: () => ({ version: "v".repeat(replyBytes - FIELD_HEAD_BYTES), status: "" }),
+  getHealth(request) {
+    unknownCount = request.$unknown?.length ?? 0;
+    return { version: "v".repeat(replyBytes - FIELD_HEAD_BYTES), status: "" };
+  },
 });
 const server = await createGrpcServer({ routes: [service], bind: ["127.0.0.1"], port: 0, portFlag: "--port" });
 const channel = createGrpcChannel({ addresses: [{ host: "127.0.0.1", port: server.port }], defaultTimeoutMs: 60_000 });
@@ -25,4 +31,17 @@ t.test("a reply of 100 MiB arrives, one byte more is RESOURCE_EXHAUSTED, and the
   await t.rejects(client.getHealth({}), { code: Code.ResourceExhausted });
   replyBytes = FIELD_HEAD_BYTES + 1;
   t.equal((await client.getHealth({})).version, "v");
+});
+
+t.test("what a request has of unknown fields is kept, and let go where it is too much", async (t) => {
+  const ask = async (count: number) => {
+    const request = create(GetHealthRequestSchema);
+    // A tag and a varint each: of a field that no version has.
+    request.$unknown = Array.from({ length: count }, () => ({ no: 15, wireType: 0, data: Uint8Array.of(1) }));
+    await client.getHealth(request);
+    return unknownCount;
+  };
+  t.equal(await ask(1), 1);
+  t.equal(await ask(9999), 9999);
+  t.equal(await ask(10_001), 0);
 });

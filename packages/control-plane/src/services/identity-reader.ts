@@ -28,7 +28,7 @@ export function createIdentityReader(): IdentityReader {
   const known = new Map<string, KnownIdentity>();
   const decode = (encoded: Uint8Array): KnownIdentity => {
     checkMessageValues(SourceIdentitySchema, encoded);
-    const identity = fromBinary(SourceIdentitySchema, encoded);
+    const identity = fromBinary(SourceIdentitySchema, encoded, { readUnknownFields: false });
     const recordBytes = Buffer.byteLength(JSON.stringify(identityToJson(identity)));
     return { identity, sourceId: computeSourceId(identity), recordBytes };
   };

@@ -18,7 +18,7 @@ import {
   turnedAway,
   Undecodable,
 } from "./grpc-handlers.ts";
-import { checkMessageValues } from "./message-values.ts";
+import { decodeRequest } from "./message-values.ts";
 import { bindPort } from "./port-binding.ts";
 import {
   HEADER_BLOCK_MAX_BYTES,
@@ -83,8 +83,7 @@ grpc.setLogVerbosity(grpc.logVerbosity.NONE);
 
 function decode(type: DescMessage, bytes: Uint8Array): unknown {
   try {
-    checkMessageValues(type, bytes);
-    return fromBinary(type, bytes);
+    return decodeRequest(type, bytes);
   } catch (error) {
     return new Undecodable(error);
   }

@@ -1,9 +1,11 @@
-import { type DescField, type DescMessage, ScalarType } from "@bufbuild/protobuf";
+import { type DescField, type DescMessage, fromBinary, type MessageShape, ScalarType } from "@bufbuild/protobuf";
 import { WeightlineError } from "../error.ts";
-import { MESSAGE_VALUES_MAX_COUNT } from "./server-limits.ts";
+import { MESSAGE_VALUES_MAX_COUNT, UNKNOWN_VALUES_MAX_COUNT } from "./server-limits.ts";
 
 /** Bytes of the wire types that have a fixed size. */
 const FIXED_BYTES: Readonly<Partial<Record<number, number>>> = { 1: 8, 5: 4 };
+/** A tag, and a varint or a length. */
+const VALUE_MIN_BYTES = 2;
 const VARINT = 0;
 const LENGTH_DELIMITED = 2;
 const VARINT_MAX_BYTES = 10;
@@ -46,6 +48,8 @@ function packedBytes(field: DescField | undefined): number {
 /** Counts the values of an encoded message, until `left` of them are found or it is no message. */
 class ValueCount {
   left: number;
+  /** Those of fields that the type does not have. */
+  unknown = 0;
   readonly #bytes: Uint8Array;
   #at = 0;
 
@@ -66,15 +70,16 @@ class ValueCount {
     return Number.POSITIVE_INFINITY;
   }
 
-  take(type: DescMessage | undefined, end: number, depth: number): void {
+  take(type: DescMessage, end: number, depth: number): void {
     while (this.#at < end && this.left > 0) {
       const tag = this.#varint();
       this.left -= 1;
       const wireType = tag & 7;
+      const field = fieldOf(type, Math.floor(tag / 8));
+      this.unknown += field === undefined ? 1 : 0;
       if (wireType === VARINT) {
         this.#varint();
       } else if (wireType === LENGTH_DELIMITED) {
-        const field = type === undefined ? undefined : fieldOf(type, Math.floor(tag / 8));
         this.#takeLength(field, end, depth);
       } else {
         this.#at += FIXED_BYTES[wireType] ?? 0;
@@ -97,11 +102,12 @@ class ValueCount {
 
 /**
  * Throws ResourceExhausted for an encoded message of more than MESSAGE_VALUES_MAX_COUNT values, before it is decoded: two
- * bytes of it can become hundreds in memory. Bytes that are no message are left to the decoder.
+ * bytes of it can become hundreds in memory. Bytes that are no message are left to the decoder. Returns how many values of
+ * fields that the type does not have were found; 0 for a message too short to have many.
  */
-export function checkMessageValues(type: DescMessage, bytes: Uint8Array): void {
-  if (bytes.length <= MESSAGE_VALUES_MAX_COUNT) {
-    return;
+export function checkMessageValues(type: DescMessage, bytes: Uint8Array): number {
+  if (bytes.length <= UNKNOWN_VALUES_MAX_COUNT * VALUE_MIN_BYTES) {
+    return 0;
   }
   const count = new ValueCount(bytes, MESSAGE_VALUES_MAX_COUNT + 1);
   count.take(type, bytes.length, 0);
@@ -112,4 +118,15 @@ export function checkMessageValues(type: DescMessage, bytes: Uint8Array): void {
       { field: "request", value: `${bytes.length} bytes`, limit: `${MESSAGE_VALUES_MAX_COUNT} values` },
     );
   }
+  return count.unknown;
+}
+
+/**
+ * Decodes a request whose values are not too many, as checkMessageValues. What is not understood is kept, so that it is
+ * passed on; not of a message that has UNKNOWN_VALUES_MAX_COUNT and more of that: to keep it takes five times as long as to
+ * read it, and everybody waits.
+ */
+export function decodeRequest<Type extends DescMessage>(type: Type, bytes: Uint8Array): MessageShape<Type> {
+  const unknown = checkMessageValues(type, bytes);
+  return fromBinary(type, bytes, { readUnknownFields: unknown < UNKNOWN_VALUES_MAX_COUNT });
 }

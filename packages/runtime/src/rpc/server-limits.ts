@@ -10,6 +10,8 @@ export const HEADER_BLOCK_MAX_BYTES = 65_535;
 export const HEADER_PAIRS_MAX_COUNT = 128;
 /** Values of a request's message, nested ones too: what a few bytes each would become in memory. */
 export const MESSAGE_VALUES_MAX_COUNT = 1_000_000;
+/** Of these, values of fields that this version does not know: a message with more of them loses them. */
+export const UNKNOWN_VALUES_MAX_COUNT = 10_000;
 
 /** Calls that a client may give up in one go, and then in a second; above, its connection ends. */
 export const RESET_BURST_COUNT = 128;

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 #include <memory>
 
 #include "agent/descriptor_server.h"
@@ -58,10 +59,13 @@ DescriptorServer& server() {
   // What is given is answered at once, and let go.
   static DescriptorServer* made = nullptr;
   if (made != nullptr) return *made;
-  made = new DescriptorServer(socketPath(), std::make_shared<StoreView>(privateFolder(), ""), [](std::unique_ptr<DescriptorEvent> event) {
+  const auto answerGiven = [](std::unique_ptr<DescriptorEvent> event) {
     if (event->kind != DescriptorEvent::Kind::kGiven) return;
     made->answer(event->given.connection, "{\"ok\":true}", "");
-  });
+  };
+  // However often this process is refused.
+  const RefusalGauge patient(std::numeric_limits<double>::infinity());
+  made = new DescriptorServer(socketPath(), std::make_shared<StoreView>(privateFolder(), ""), answerGiven, patient);
   return *made;
 }
 

@@ -18,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 #include <fstream>
 #include <random>
 #include <thread>
@@ -433,7 +434,7 @@ int run(const std::string& folder, int seconds) {
   if (a.run(held.id, LoadOrder{held.files, 1})->kind != Report::Kind::kDone) broken("the model cannot be loaded");
   std::filesystem::create_directories(folder + "/c/holdings");
   const std::string socket = folder + "/fd.sock";
-  DescriptorServer server(socket, std::make_shared<StoreView>(folder + "/a", ""), [](std::unique_ptr<DescriptorEvent>) {});
+  DescriptorServer server(socket, std::make_shared<StoreView>(folder + "/a", ""), [](std::unique_ptr<DescriptorEvent>) {}, RefusalGauge(std::numeric_limits<double>::infinity()));
   ProcessWatcher watcher([](uint64_t) {});
 
   std::vector<std::thread> threads;

@@ -73,8 +73,6 @@ interface Group extends CallerGroup {
   fills: number;
   /** Connections that are being told that there is no room. */
   farewells: number;
-  /** Its connections are not read: calls of it wait. */
-  held: boolean;
   /** What its calls above the cap are told: always the same. */
   readonly callRefused: WeightlineError;
 }
@@ -128,7 +126,6 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
   const turns = createTurns<Group>({
     ration,
     onHold(group, held) {
-      group.held = held;
       for (const { socket } of group.connections) {
         const handle = handleOf(socket);
         if (held) {
@@ -152,7 +149,6 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
       calls: 0,
       fills: 0,
       farewells: 0,
-      held: false,
       callRefused: tooMany(key, "calls", POD_CALLS_MAX, POD_CALLS_MAX, "wait for one of its calls to end"),
       beginFill() {
         if (made.fills >= POD_FILLS_MAX) {

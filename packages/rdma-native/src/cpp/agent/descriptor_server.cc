@@ -94,10 +94,10 @@ Fault wrongTicket(const std::string& wayOut) {
 
 }  // namespace
 
-DescriptorServer::DescriptorServer(std::string path, std::shared_ptr<StoreView> view, OnEvent onEvent)
+DescriptorServer::DescriptorServer(std::string path, std::shared_ptr<StoreView> view, OnEvent onEvent, RefusalGauge gauge)
     : path_(std::move(path)), view_(std::move(view)), onEvent_(std::move(onEvent)),
       listener_(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      spare_(::open("/dev/null", O_RDONLY | O_CLOEXEC)) {
+      spare_(::open("/dev/null", O_RDONLY | O_CLOEXEC)), gauge_(std::move(gauge)) {
   if (!listener_.valid() || !wake_.valid() || !spare_.valid()) throw systemFault(errno, "making the socket " + path_).field("--socket").value(path_);
   listen();
   thread_ = std::thread([this] { run(); });

@@ -81,8 +81,8 @@ class DescriptorServer {
   using OnEvent = std::function<void(std::unique_ptr<DescriptorEvent>)>;
 
   // Listens on `path`, replacing an old socket file; throws AlreadyExists when another kind of file is there. `onEvent` is
-  // called on the server's thread.
-  DescriptorServer(std::string path, std::shared_ptr<StoreView> view, OnEvent onEvent);
+  // called on the server's thread. `gauge` says how often one process may be refused.
+  DescriptorServer(std::string path, std::shared_ptr<StoreView> view, OnEvent onEvent, RefusalGauge gauge = RefusalGauge());
   ~DescriptorServer();
 
   void grant(DescriptorGrant grant);

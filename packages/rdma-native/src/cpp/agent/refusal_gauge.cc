@@ -25,7 +25,7 @@ void RefusalGauge::refused(pid_t pid) {
 
 bool RefusalGauge::holds(pid_t pid) const {
   const auto found = refusals_.find(pid);
-  return found != refusals_.end() && countOf(found->second) > kRefusalsAtOnce;
+  return found != refusals_.end() && countOf(found->second) > atOnce_;
 }
 
 }  // namespace weightline

@@ -18,6 +18,9 @@ class RefusalGauge {
  public:
   using Clock = std::chrono::steady_clock;
 
+  // So many refusals are answered at once.
+  explicit RefusalGauge(double atOnce = kRefusalsAtOnce) : atOnce_(atOnce) {}
+
   void refused(pid_t pid);
   // True while the process waits for its next look.
   bool holds(pid_t pid) const;
@@ -28,6 +31,7 @@ class RefusalGauge {
     Clock::time_point at;
   };
   static double countOf(const Refusals& refusals);
+  const double atOnce_;
   std::unordered_map<pid_t, Refusals> refusals_;
 };
 

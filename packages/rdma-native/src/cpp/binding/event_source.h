@@ -11,8 +11,9 @@
 
 namespace weightline::binding {
 
-// Sends events of type `Event` to JavaScript, as `convert` gives them; one of which it gives nothing is dropped. post() may be called from any thread, never blocks, and does nothing after
-// close(). The process may end although the source is open, unless `keepsAlive`.
+// Sends events of type `Event` to JavaScript, as `convert` gives them; one of which it gives nothing is dropped. post() may
+// be called from any thread, never blocks, and does nothing after close(). The process may end although the source is open,
+// unless `keepsAlive`.
 //
 // The events wait in a queue of ours, and each call of the thread-safe function takes one: what Node drops when it ends is
 // then freed with the queue.

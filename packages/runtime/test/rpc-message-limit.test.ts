@@ -42,6 +42,6 @@ t.test("what a request has of unknown fields is kept, and let go where it is too
     return unknownCount;
   };
   t.equal(await ask(1), 1);
-  t.equal(await ask(9999), 9999);
+  t.equal(await ask(10_000), 10_000);
   t.equal(await ask(10_001), 0);
 });

@@ -123,10 +123,10 @@ export function checkMessageValues(type: DescMessage, bytes: Uint8Array): number
 
 /**
  * Decodes a request whose values are not too many, as checkMessageValues. What is not understood is kept, so that it is
- * passed on; not of a message that has UNKNOWN_VALUES_MAX_COUNT and more of that: to keep it takes five times as long as to
+ * passed on; not of a message that has more than UNKNOWN_VALUES_MAX_COUNT of that: to keep it takes five times as long as to
  * read it, and everybody waits.
  */
 export function decodeRequest<Type extends DescMessage>(type: Type, bytes: Uint8Array): MessageShape<Type> {
   const unknown = checkMessageValues(type, bytes);
-  return fromBinary(type, bytes, { readUnknownFields: unknown < UNKNOWN_VALUES_MAX_COUNT });
+  return fromBinary(type, bytes, { readUnknownFields: unknown <= UNKNOWN_VALUES_MAX_COUNT });
 }

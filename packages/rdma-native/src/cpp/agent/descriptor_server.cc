@@ -13,6 +13,7 @@
 #include <map>
 #include <cstring>
 
+#include "agent/process.h"
 #include "base/fault.h"
 #include "base/json.h"
 #include "transport/frame.h"
@@ -229,16 +230,14 @@ bool DescriptorServer::accept() {
     if (errno == EMFILE || errno == ENFILE) turnAway();
     return false;
   }
-  ucred credentials{};
-  socklen_t length = sizeof(credentials);
-  ::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length);
-  follower_->connected(credentials.pid);
-  const auto waits = [pid = credentials.pid](const Client& client) { return client.pid == pid && client.silent(); };
-  if (gauge_.holds(credentials.pid) && static_cast<size_t>(std::count_if(clients_.begin(), clients_.end(), waits)) >= kMaxHeldConnections) return true;
+  const pid_t pid = connectedPid(socket.get());
+  follower_->connected(pid);
+  const auto waits = [pid](const Client& client) { return client.pid == pid && client.silent(); };
+  if (gauge_.holds(pid) && static_cast<size_t>(std::count_if(clients_.begin(), clients_.end(), waits)) >= kMaxHeldConnections) return true;
   if (clients_.size() >= kMaxDescriptorConnections) makeRoom();
   Client client;
   client.socket = std::move(socket);
-  client.pid = credentials.pid;
+  client.pid = pid;
   client.deadline = SteadyClock::now() + kDescriptorClientTime;
   clients_.push_back(std::move(client));
   return true;

@@ -10,6 +10,7 @@
 #include <cerrno>
 
 #include "agent/cgroup.h"
+#include "agent/process.h"
 #include "base/fault.h"
 #include "base/ready.h"
 
@@ -29,14 +30,6 @@ constexpr size_t kMaxCallers = 4096;
 constexpr std::chrono::milliseconds kNoDescriptorPause{10};
 // What a connection that was left before it was taken costs its caller.
 constexpr std::chrono::milliseconds kLeftHold{2};
-
-// Who connected; 0 when the kernel does not tell.
-pid_t processAt(int socket) {
-  ucred credentials{};
-  socklen_t length = sizeof(credentials);
-  ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length);
-  return credentials.pid;
-}
 
 // Whose turn a process shares: its container's in a pod, else its own.
 std::string keyOf(pid_t pid) {
@@ -66,7 +59,7 @@ LocalListener::~LocalListener() {
 }
 
 void LocalListener::taken(int socket) {
-  if (hungUp(socket)) hold(processAt(socket), kLeftHold);
+  if (hungUp(socket)) hold(connectedPid(socket), kLeftHold);
   {
     std::lock_guard lock(mutex_);
     handed_--;
@@ -190,7 +183,7 @@ void LocalListener::turnAway() {
 }
 
 void LocalListener::add(Descriptor socket) {
-  const pid_t pid = processAt(socket.get());
+  const pid_t pid = connectedPid(socket.get());
   follower_->connected(pid);
   const std::string& key = callerOf(pid);
   auto& waiting = waiting_[key];

@@ -62,6 +62,13 @@ bool readCgroup(PeerProcess& peer) {
 
 bool Process::alive() const { return pidfd.valid() && readyNow(pidfd.get(), POLLIN) == 0; }
 
+pid_t connectedPid(int socket) {
+  ucred credentials{};
+  socklen_t length = sizeof(credentials);
+  ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length);
+  return credentials.pid;
+}
+
 PeerProcess peerOf(int socket) {
   ucred credentials{};
   socklen_t length = sizeof(credentials);

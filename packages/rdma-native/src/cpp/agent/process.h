@@ -31,6 +31,9 @@ struct PeerProcess {
   bool fromSocket = false;  // SO_PEERPIDFD; else pidfd_open
 };
 
+// The number of the process that connected; 0 when the kernel does not tell.
+pid_t connectedPid(int socket);
+
 // The peer of a connected Unix socket, as it was when it connected. Throws Refused when the process has ended, or when it
 // has no number in this process's pid namespace.
 PeerProcess peerOf(int socket);

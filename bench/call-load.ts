@@ -20,15 +20,19 @@ export interface LoadResult {
 }
 
 export interface LoadOptions {
-  connections: readonly RawConnection[];
-  /** The k-th call. */
-  next: (k: number) => PreparedCall;
+  /** Makes the k-th call; the reply's message is asked for with `keep`. */
+  send: (k: number, keep: boolean, done: (reply: RawReply) => void) => void;
   count: number;
   /** Whether a reply is as it should be; its message is kept for it. */
   right?: (message: Buffer) => boolean;
 }
 
 const TICK_MS = 1;
+
+/** Makes calls on each of the connections in turn. */
+export function callsOn(connections: readonly RawConnection[], next: (k: number) => PreparedCall): LoadOptions["send"] {
+  return (k, keep, done) => connections[k % connections.length]?.send(next(k), keep, done);
+}
 
 export function percentile(sorted: ArrayLike<number>, share: number): number {
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
@@ -71,7 +75,7 @@ function createTally(options: LoadOptions) {
 
 /** Starts `rate` calls a second whether or not earlier ones have ended: a server that is late is late for all that wait. */
 export async function offerCalls(options: LoadOptions & { rate: number }): Promise<LoadResult> {
-  const { connections, next, count, rate, right } = options;
+  const { send, count, rate, right } = options;
   const tally = createTally(options);
   const start = performance.now();
   let sent = 0;
@@ -79,9 +83,7 @@ export async function offerCalls(options: LoadOptions & { rate: number }): Promi
     const due = Math.min(count, Math.floor(((performance.now() - start) / 1000) * rate) + 1);
     for (; sent < due; sent++) {
       const meantAt = start + (sent / rate) * 1000;
-      connections[sent % connections.length]?.send(next(sent), right !== undefined, (reply) =>
-        tally.take(reply, meantAt),
-      );
+      send(sent, right !== undefined, (reply) => tally.take(reply, meantAt));
     }
     await sleep(TICK_MS);
   }
@@ -91,7 +93,7 @@ export async function offerCalls(options: LoadOptions & { rate: number }): Promi
 
 /** Keeps `atOnce` calls running until `count` have ended. */
 export async function pressCalls(options: LoadOptions & { atOnce: number }): Promise<LoadResult> {
-  const { connections, next, count, atOnce, right } = options;
+  const { send, count, atOnce, right } = options;
   const tally = createTally(options);
   const start = performance.now();
   let sent = 0;
@@ -100,7 +102,7 @@ export async function pressCalls(options: LoadOptions & { atOnce: number }): Pro
     sent += 1;
     if (k < count) {
       const startedAt = performance.now();
-      connections[k % connections.length]?.send(next(k), right !== undefined, (reply) => {
+      send(k, right !== undefined, (reply) => {
         tally.take(reply, startedAt);
         one();
       });

@@ -1,15 +1,21 @@
-// 10,000 nodes with 8 holdings each announce every 10 s.
-import { openRawConnection, type PreparedCall } from "../test/support/http2-frames.ts";
-import { callOnce, offerCalls, openConnections, percentile } from "./call-load.ts";
+// 10,000 nodes with 8 holdings each announce every 10 s, each on a stream of its own.
+import type { RawReply, RawStream } from "../test/support/http2-frames.ts";
+import { type LoadOptions, offerCalls, openConnections, percentile } from "./call-load.ts";
 import { commandsPerRound } from "./directory-lists.ts";
 import type { DirectoryReport } from "./directory-report.ts";
 import { cpuOf, type Redis, type Server } from "./directory-servers.ts";
-import { announceCall, isTrue } from "./directory-workers.ts";
+import { announceBytes, isTrue } from "./directory-workers.ts";
+import { pssBytes } from "./measure.ts";
 
 const NODES = 10_000;
 const ANNOUNCES_PER_S = NODES / 10;
-const CONNECTIONS = 16;
+/** Those that tell all holdings: with more, each node on its own, the server's core is full. */
+const FIRST_PER_S = ANNOUNCES_PER_S / 2;
+const STREAM = "/weightline.node.v1.NodeService/AnnounceStream";
+/** Fewer than nodes, since one address may not have as many; 25 streams on each. */
+const CONNECTIONS = 400;
 const COUNTED_CALLS = 100;
+const MEBIBYTE = 2 ** 20;
 
 export async function measureAnnounces(
   report: DirectoryReport,
@@ -18,14 +24,25 @@ export async function measureAnnounces(
   runs: number,
 ): Promise<void> {
   const connections = await openConnections(server.port, CONNECTIONS);
+  const streams: Array<RawStream | undefined> = [];
+  /** As an agent does it: a stream is opened with its first announce, and anew after one that was not answered. */
+  const announce = (node: number, bytes: Uint8Array, done: (reply: RawReply) => void) => {
+    streams[node] ??= connections[node % CONNECTIONS]?.stream(STREAM);
+    streams[node]?.send(bytes, (reply) => {
+      if (!reply.answered) {
+        delete streams[node];
+      }
+      done(reply);
+    });
+  };
   const round = async (sequence: number) => {
     const first = sequence === 1;
-    const calls = Array.from({ length: NODES }, (_, node) => announceCall(node, sequence, first));
-    const load = { connections, next: (k: number) => calls[k] as PreparedCall, count: NODES, right: isTrue };
-    const name = `${server.backend}: ${ANNOUNCES_PER_S} ${first ? "first" : "unchanged"} announces/s`;
-    const { result, cpuS, wallS } = await cpuOf([server.pid, redis.pid], () =>
-      offerCalls({ ...load, rate: ANNOUNCES_PER_S }),
-    );
+    const rate = first ? FIRST_PER_S : ANNOUNCES_PER_S;
+    const announces = Array.from({ length: NODES }, (_, node) => announceBytes(node, sequence, first));
+    const send: LoadOptions["send"] = (node, _keep, done) => announce(node, announces[node] ?? Buffer.alloc(0), done);
+    const load = { send, count: NODES, right: isTrue };
+    const name = `${server.backend}: ${rate} ${first ? "first" : "unchanged"} announces/s`;
+    const { result, cpuS, wallS } = await cpuOf([server.pid, redis.pid], () => offerCalls({ ...load, rate }));
     const percent = (seconds: number | undefined) => ((seconds ?? 0) / wallS) * 100;
     const cpu = [`${name}, control plane's CPU`, "% of a core", percent(cpuS[0])] as const;
     const redisCpu = [`${name}, Redis's CPU`, "% of a core", percent(cpuS[1])] as const;
@@ -48,14 +65,15 @@ export async function measureAnnounces(
     await round(sequence);
   }
   if (server.backend === "redis") {
-    const connection = await openRawConnection(server.port);
-    const seen = await commandsPerRound(redis, COUNTED_CALLS, (node) =>
-      callOnce(connection, announceCall(node, runs + 2, false)),
+    const seen = await commandsPerRound(
+      redis,
+      COUNTED_CALLS,
+      (node) => new Promise<RawReply>((resolve) => announce(node, announceBytes(node, runs + 2, false), resolve)),
     );
     report.ask("redis: unchanged announce, commands that are sent", "a call", seen.sent, { atMost: 1 });
     report.add("redis: unchanged announce, commands inside scripts", "a call", seen.inScripts);
-    connection.close();
   }
+  report.add(`${server.backend}: memory (PSS) with ${NODES} streams`, "MiB", pssBytes(server.pid) / MEBIBYTE);
   for (const connection of connections) {
     connection.close();
   }

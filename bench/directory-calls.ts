@@ -1,6 +1,6 @@
 // PublishMetadata, UpdateStatus and GetMetadata at 5,000 calls a second, and as fast as one core answers.
 import { openRawConnection, type PreparedCall } from "../test/support/http2-frames.ts";
-import { callOnce, offerCalls, openConnections, percentile, pressCalls } from "./call-load.ts";
+import { callOnce, callsOn, offerCalls, openConnections, percentile, pressCalls } from "./call-load.ts";
 import { commandsPerRound } from "./directory-lists.ts";
 import type { DirectoryReport } from "./directory-report.ts";
 import { cpuOf, type Redis, type Server } from "./directory-servers.ts";
@@ -33,14 +33,14 @@ export async function measureCalls(report: DirectoryReport, server: Server, redi
   const count = CALLS_PER_S * OFFERED_S;
   for (const [, call] of METHODS) {
     const next = (k: number) => call(keyOf(k, "first"));
-    await pressCalls({ connections, next, count: FIRST_CALLS, atOnce: AT_ONCE });
+    await pressCalls({ send: callsOn(connections, next), count: FIRST_CALLS, atOnce: AT_ONCE });
   }
   for (let i = 0; i < runs; i++) {
     for (const [method, call] of METHODS) {
       const name = `${server.backend}: ${method}`;
       const calls = Array.from({ length: count }, (_, k) => call(keyOf(k)));
       const next = (k: number) => calls[k] as PreparedCall;
-      const load = { connections, next, right: isTrue };
+      const load = { send: callsOn(connections, next), right: isTrue };
       const { result, cpuS } = await cpuOf([server.pid, redis.pid], () =>
         offerCalls({ ...load, count, rate: CALLS_PER_S }),
       );

@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { FLOOD_KINDS } from "../test/support/flood.ts";
 import { openRawConnection } from "../test/support/http2-frames.ts";
 import { ROOT, runCommand, startCommand } from "../test/support/program.ts";
-import { callOnce, offerCalls, percentile } from "./call-load.ts";
+import { callOnce, callsOn, offerCalls, percentile } from "./call-load.ts";
 import { publishWorkers } from "./directory-lists.ts";
 import { createReport, type DirectoryReport } from "./directory-report.ts";
 import { LOAD_CORE, startRedis, startServer } from "./directory-servers.ts";
@@ -57,8 +57,7 @@ async function workPerCall(port: number, pid: number): Promise<number> {
 async function otherClient(port: number, pid: number): Promise<Seen> {
   const connection = await openRawConnection(port, OTHER);
   const done = await offerCalls({
-    connections: [connection],
-    next: (k) => getCall({ group: GROUP, number: k % WORKERS }),
+    send: callsOn([connection], (k) => getCall({ group: GROUP, number: k % WORKERS })),
     count: CALLS_PER_S * WINDOW_S,
     rate: CALLS_PER_S,
     right: isTrue,

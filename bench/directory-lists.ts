@@ -3,7 +3,7 @@ import { fromBinary, toBinary } from "@bufbuild/protobuf";
 import { ListSourcesResponseSchema, P2pService, SourceInstanceRefSchema, SourceStatus } from "@weightline/proto/p2p";
 import { createGrpcChannel } from "@weightline/runtime";
 import { openRawConnection, type PreparedCall, type RawConnection } from "../test/support/http2-frames.ts";
-import { callOnce, openConnections, percentile, pressCalls } from "./call-load.ts";
+import { callOnce, callsOn, openConnections, percentile, pressCalls } from "./call-load.ts";
 import type { DirectoryReport } from "./directory-report.ts";
 import { cpuOf, type Redis, type Server } from "./directory-servers.ts";
 import { isTrue, listCall, publication, publishCall, updateCall } from "./directory-workers.ts";
@@ -26,9 +26,9 @@ const ASKED: Readonly<Record<string, { unchanged?: number; changed?: number }>> 
 /** Publishes workers and makes them READY; on a busy machine again, as clients do. Throws when some stay refused. */
 export async function publishWorkers(port: number, group: string, count: number): Promise<void> {
   const connections = await openConnections(port, CONNECTIONS);
-  const next = (call: typeof publishCall) => (k: number) => call({ group, number: k });
   for (const call of [publishCall, updateCall]) {
-    const load = { connections, next: next(call), count, atOnce: AT_ONCE, right: isTrue };
+    const send = callsOn(connections, (k) => call({ group, number: k }));
+    const load = { send, count, atOnce: AT_ONCE, right: isTrue };
     let done = await pressCalls(load);
     for (let again = 0; done.failed > 0 && again < ATTEMPTS; again++) {
       done = await pressCalls(load);

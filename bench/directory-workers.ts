@@ -144,7 +144,6 @@ function announce(node: number, sequence: number, withHoldings: boolean): Announ
 }
 
 /** One node's announce. */
-export function announceCall(node: number, sequence: number, withHoldings: boolean): PreparedCall {
-  const message = announce(node, sequence, withHoldings);
-  return prepareCall("/weightline.node.v1.NodeService/Announce", toBinary(AnnounceRequestSchema, message));
+export function announceBytes(node: number, sequence: number, withHoldings: boolean): Uint8Array {
+  return toBinary(AnnounceRequestSchema, announce(node, sequence, withHoldings));
 }

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { prepareCall } from "../test/support/http2-frames.ts";
 import { runCommand } from "../test/support/program.ts";
-import { offerCalls, openConnections, percentile, pressCalls } from "./call-load.ts";
+import { callsOn, offerCalls, openConnections, percentile, pressCalls } from "./call-load.ts";
 import { measureAnnounces } from "./directory-announces.ts";
 import { CALLS_PER_S, measureCalls } from "./directory-calls.ts";
 import { measureLists } from "./directory-lists.ts";
@@ -48,7 +48,7 @@ async function checkLoad(report: DirectoryReport): Promise<void> {
     );
     const connections = await openConnections(port, CONNECTIONS);
     const call = prepareCall("/echo", Buffer.alloc(200));
-    const load = { connections, next: () => call, right: isTrue };
+    const load = { send: callsOn(connections, () => call), right: isTrue };
     await pressCalls({ ...load, count: 10_000, atOnce: AT_ONCE });
     const before = cpuSeconds(process.pid);
     const offered = await offerCalls({ ...load, count: 2 * CALLS_PER_S, rate: CALLS_PER_S });
@@ -73,15 +73,15 @@ async function measureMemory(report: DirectoryReport, port: number, pid: number,
     group: `memory-${k % MEMORY_SOURCES}`,
     number: Math.floor(k / MEMORY_SOURCES),
   });
-  const load = { connections, atOnce: AT_ONCE };
+  const load = { atOnce: AT_ONCE };
   const empty = pssBytes(pid) / MEBIBYTE;
   let failed = 0;
   for (const call of [publishCall, updateCall]) {
-    const next = (k: number) => call(keyOf(k));
-    failed += (await pressCalls({ ...load, next, count: MEMORY_WORKERS, right: isTrue })).failed;
+    const send = callsOn(connections, (k) => call(keyOf(k)));
+    failed += (await pressCalls({ ...load, send, count: MEMORY_WORKERS, right: isTrue })).failed;
   }
-  const next = (k: number) => listCall(`memory-${k}`);
-  failed += (await pressCalls({ ...load, next, count: MEMORY_SOURCES })).failed;
+  const send = callsOn(connections, (k) => listCall(`memory-${k}`));
+  failed += (await pressCalls({ ...load, send, count: MEMORY_SOURCES })).failed;
   await sleep(SETTLE_MS);
   report.add(`${backend}: server's memory (PSS) before`, "MiB", empty);
   report.ask(`${backend}: server's memory (PSS) with ${MEMORY_WORKERS} workers`, "MiB", pssBytes(pid) / MEBIBYTE, {

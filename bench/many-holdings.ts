@@ -8,7 +8,7 @@ const HOLDINGS = 1000;
 const WINDOW_S = 5;
 const FAST_MS = 100;
 /** An agent lives for weeks: its announce is measured once it has been made some hundred times. */
-const WARM_MS = 40_000;
+const WARM_MS = 60_000;
 
 export async function run(runs: number): Promise<BenchResult> {
   const cluster = await createCluster();

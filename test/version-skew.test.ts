@@ -54,6 +54,7 @@ const newerStore = build("newer-store", [
   ["node-agent/src/store/store-folder.ts", "NODE_FORMAT = 1", "NODE_FORMAT = 2"],
 ]);
 const olderControlPlane = build("older-control-plane", [
+  ["control-plane/src/services/node-service.ts", /announceStream: [^\n]*\n/, ""],
   ["control-plane/src/services/node-service.ts", /async lookup\([\s\S]*?\n {4}\},\n/, ""],
   ["control-plane/src/services/node-service.ts", /listSources: async[^\n]*\n/, ""],
 ]);

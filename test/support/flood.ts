@@ -1,6 +1,6 @@
 // node flood.ts PORT MS KIND floods a control plane from 127.0.0.1, for MS, and says "KIND COUNT".
 import { randomBytes } from "node:crypto";
-import { connect as connectHttp2 } from "node:http2";
+import { type ClientHttp2Stream, connect as connectHttp2 } from "node:http2";
 import { connect, type Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
@@ -102,6 +102,31 @@ function sending(port: number, path: string, bytes: Buffer): Step {
     });
 }
 
+/** Messages on streams that each take many, as fast as the server takes them. */
+function streaming(port: number, path: string, messages: Buffer): Step {
+  const session = connectHttp2(`http://127.0.0.1:${port}`);
+  session.on("error", () => undefined);
+  const headers = { ":method": "POST", ":path": path, "content-type": "application/grpc" };
+  const streams = Array.from({ length: STREAMS }, () => session.request(headers));
+  for (const stream of streams) {
+    stream.on("error", () => undefined).resume();
+  }
+  let taken = 0;
+  const again = (stream: ClientHttp2Stream) => {
+    stream.write(messages, () => {
+      taken += BATCH;
+      again(stream);
+    });
+  };
+  streams.forEach(again);
+  return async () => {
+    await sleep(10);
+    const counted = taken;
+    taken = 0;
+    return counted;
+  };
+}
+
 /** More connections than one address may have; counts those that the server ended. */
 async function holding(port: number): Promise<Step> {
   const sockets = new Set<Socket>();
@@ -176,6 +201,12 @@ const FLOODS: Readonly<Record<string, (port: number) => Step | Promise<Step>>> =
   },
   calls: (port) => pressing(port, 16, 32, Buffer.alloc(0)),
   "malformed-calls": (port) => pressing(port, 16, 32, Buffer.from([0x07, 0x00, 0xff])),
+  "streamed-messages": (port) =>
+    streaming(
+      port,
+      "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+      many(() => grpcMessage(Buffer.from([0x3a, 0]))),
+    ),
   "rapid-reset": (port) =>
     onConnections(port, GREETING, (stream) =>
       many((i) => Buffer.concat([headers(stream + 2 * i), cancel(stream + 2 * i)])),

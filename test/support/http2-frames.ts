@@ -151,10 +151,18 @@ interface RunningCall {
   done(reply: RawReply): void;
 }
 
+/** A call that streams both ways; it is there from its first message on, and over with its connection. */
+export interface RawStream {
+  /** Sends a message of at most a frame; `done` is told of its reply, which comes after those of earlier messages. */
+  send(message: Uint8Array, done: (reply: RawReply) => void): void;
+}
+
 /** One connection that makes prepared calls. */
 export interface RawConnection {
   /** Sends a call; `done` is told once how it ended. Calls of one turn of the event loop leave in one write. */
   send(call: PreparedCall, keep: boolean, done: (reply: RawReply) => void): void;
+  /** A stream to the path; with it there is one call less to be made at once. */
+  stream(path: string): RawStream;
   /** Calls that run. */
   running(): number;
   close(): void;
@@ -192,15 +200,37 @@ export async function openRawConnection(
   return run(socket);
 }
 
+interface RunningStream {
+  /** Of messages without a reply, in their order. */
+  waiting: Array<(reply: RawReply) => void>;
+  /** Of a reply that has not come whole. */
+  rest: Buffer;
+}
+
+/** Hands the whole replies to those who wait for them; gives what is left. */
+function takeReplies(bytes: Buffer, waiting: RunningStream["waiting"]): Buffer {
+  let at = 0;
+  while (at + GRPC_HEAD_BYTES <= bytes.length) {
+    const end = at + GRPC_HEAD_BYTES + bytes.readUInt32BE(at + 1);
+    if (end > bytes.length) {
+      break;
+    }
+    waiting.shift()?.({ answered: true, message: bytes.subarray(at + GRPC_HEAD_BYTES, end) });
+    at = end;
+  }
+  return bytes.subarray(at);
+}
+
 function run(socket: Socket): RawConnection {
   const calls = new Map<number, RunningCall>();
+  const streams = new Map<number, RunningStream>();
   const waiting: Array<() => void> = [];
   let nextStream = 1;
   let window = FIRST_WINDOW_BYTES;
   let consumed = 0;
   let unsent: Buffer[] = [];
 
-  const mayNot = () => !socket.destroyed && (window < FRAME_MAX_BYTES || calls.size >= CALLS_AT_ONCE);
+  const mayNot = () => !socket.destroyed && (window < FRAME_MAX_BYTES || calls.size + streams.size >= CALLS_AT_ONCE);
   const letGo = () => {
     while (waiting.length > 0 && !mayNot()) {
       waiting.shift()?.();
@@ -216,6 +246,11 @@ function run(socket: Socket): RawConnection {
     unsent.push(bytes);
   };
   const finish = (stream: number, failed: boolean) => {
+    const open = streams.get(stream);
+    streams.delete(stream);
+    for (const done of open?.waiting ?? []) {
+      done({ answered: false, message: Buffer.alloc(0) });
+    }
     const call = calls.get(stream);
     if (call === undefined) {
       return;
@@ -230,6 +265,10 @@ function run(socket: Socket): RawConnection {
     if (consumed > WINDOW_MAX / 2) {
       write(windowUpdate(0, consumed));
       consumed = 0;
+    }
+    const open = streams.get(stream);
+    if (open !== undefined) {
+      open.rest = takeReplies(Buffer.concat([open.rest, payload]), open.waiting);
     }
     const call = calls.get(stream);
     if (call !== undefined) {
@@ -259,7 +298,7 @@ function run(socket: Socket): RawConnection {
   socket.on("data", frameReader(take));
   socket.on("error", () => undefined);
   socket.on("close", () => {
-    for (const stream of [...calls.keys()]) {
+    for (const stream of [...calls.keys(), ...streams.keys()]) {
       finish(stream, true);
     }
     letGo();
@@ -283,5 +322,24 @@ function run(socket: Socket): RawConnection {
     calls.set(stream, { keep, pieces: [], dataBytes: 0, done });
     write(bytes);
   };
-  return { send, running: () => calls.size, close: () => socket.destroy() };
+  const stream = (path: string): RawStream => {
+    const number = nextStream;
+    nextStream += 2;
+    const open: RunningStream = { waiting: [], rest: Buffer.alloc(0) };
+    streams.set(number, open);
+    write(frame(FRAME.headers, END_HEADERS, number, callHeaders(path)));
+    return {
+      send(message, done) {
+        const payload = grpcMessage(message);
+        if (!streams.has(number) || window < payload.length) {
+          done({ answered: false, message: Buffer.alloc(0) });
+          return;
+        }
+        window -= payload.length;
+        open.waiting.push(done);
+        write(frame(FRAME.data, 0, number, payload));
+      },
+    };
+  };
+  return { send, stream, running: () => calls.size, close: () => socket.destroy() };
 }

@@ -90,6 +90,9 @@ function open({ port }: ControlPlane, tls?: ChannelTls, token?: string): GrpcCha
 
 /** The code of one call; "Ok" for a reply. Streams are asked for their first message. */
 async function codeOf(channel: GrpcChannel, service: DescService, method: DescMethod, request = {}): Promise<string> {
+  async function* stream() {
+    yield request;
+  }
   type Call = (request: object, options: CallOptions) => Promise<unknown> | AsyncIterable<unknown>;
   const call = (channel.client(service) as unknown as Record<string, Call>)[method.localName] as Call;
   const stop = new AbortController();
@@ -97,7 +100,8 @@ async function codeOf(channel: GrpcChannel, service: DescService, method: DescMe
     if (method.methodKind === "unary") {
       await call(request, { timeoutMs: 20_000 });
     } else {
-      for await (const _ of call(request, { signal: stop.signal }) as AsyncIterable<unknown>) {
+      const sent = method.methodKind === "bidi_streaming" ? stream() : request;
+      for await (const _ of call(sent, { signal: stop.signal }) as AsyncIterable<unknown>) {
         break;
       }
     }
@@ -112,7 +116,8 @@ async function codeOf(channel: GrpcChannel, service: DescService, method: DescMe
 
 const REFUSALS = new Set(["Unauthenticated", "PermissionDenied", "Unchecked"]);
 const SERVICES: DescService[] = [Health, P2pService, ModelService, ApiService, HealthService, NodeService];
-const NAMED = { [NodeService.method.announce.name]: { node: "n1" }, [NodeService.method.leave.name]: { node: "n1" } };
+const { announce, announceStream, leave } = NodeService.method;
+const NAMED = Object.fromEntries([announce, announceStream, leave].map(({ name }) => [name, { node: "n1" }]));
 
 interface Kind {
   /** Of the table; "" for one that only probes are open to. */
@@ -234,12 +239,22 @@ t.test("an agent speaks for its own node alone, and for itself beside a token", 
       .then(({ verdict }) => verdict === AnnounceVerdict.ACCEPTED),
     true,
   );
+  async function* streamed(node: string) {
+    yield announce("n5");
+    yield announce(node);
+  }
+  const lastOf = async (node: string) => {
+    for await (const { verdict } of n5.client(NodeService).announceStream(streamed(node))) {
+      t.equal(verdict, AnnounceVerdict.ACCEPTED);
+    }
+  };
   for (const node of ["n2", "N5", "n5/", ""]) {
-    const error = await n5.client(NodeService).announce(announce(node)).catch(fromRpcError);
-    t.match(error, {
+    const refusal = {
       code: "PermissionDenied",
       message: `spiffe://cluster.local/weightline/node/n5 does not speak for node ${node}`,
-    });
+    };
+    t.match(await n5.client(NodeService).announce(announce(node)).catch(fromRpcError), refusal);
+    t.match(await lastOf(node).catch(fromRpcError), refusal, "nor later on a stream that began as its own");
     t.match(await n5.client(NodeService).leave({ node, epoch: 1n, bootId: "b" }).catch(fromRpcError), {
       code: "PermissionDenied",
     });

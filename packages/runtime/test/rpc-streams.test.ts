@@ -1,11 +1,14 @@
 // All four kinds of methods on grpc-js. The contract has no method that takes a stream; these kinds are made of Health's messages.
 import { EventEmitter, once } from "node:events";
+import { createServer } from "node:net";
 import type { DescMethod, DescService } from "@bufbuild/protobuf";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { Code, ConnectError } from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
 import { Health, HealthCheckRequestSchema, HealthCheckResponseSchema } from "@weightline/proto/grpc-health";
-import { createGrpcChannel, createGrpcServer, type ServiceRoute } from "@weightline/runtime";
-import t from "tap";
+import { createGrpcChannel, createGrpcServer, type GrpcServerOptions, type ServiceRoute } from "@weightline/runtime";
+import t, { type Test } from "tap";
+import { until } from "../../../test/support/processes.ts";
 
 type Request = { service: string };
 type Context = { signal: AbortSignal };
@@ -45,9 +48,12 @@ const implementation = {
     }
     return { status };
   },
-  async *echo(requests: AsyncIterable<Request>) {
+  async *echo(requests: AsyncIterable<Request>, { signal }: Context) {
     try {
       for await (const { service } of requests) {
+        if (service === "wait") {
+          await new Promise((resolve) => signal.addEventListener("abort", resolve));
+        }
         yield { status: service.length };
       }
       ended = "whole";
@@ -67,8 +73,9 @@ const implementation = {
   },
 };
 
-const start = () =>
+const start = (limits: GrpcServerOptions["limits"] = {}) =>
   createGrpcServer({
+    limits,
     routes: [{ service: service as unknown as DescService, implementation } as unknown as ServiceRoute],
     bind: ["127.0.0.1"],
     port: 0,
@@ -190,12 +197,125 @@ t.test("a slow reader: all of a long stream arrives in order", async (t) => {
   t.equal(next, 20_000);
 });
 
-t.test("our client says so when a method takes a stream", async (t) => {
-  const channel = createGrpcChannel({ addresses: [{ host: "127.0.0.1", port: server.port }] });
+type Kinds = {
+  count(input: AsyncIterable<Request>): Promise<unknown>;
+  echo(input: AsyncIterable<Request>, options?: { signal: AbortSignal }): AsyncIterable<{ status: number }>;
+};
+function ours(t: Test, ...ports: number[]): Kinds {
+  const channel = createGrpcChannel({ addresses: ports.map((port) => ({ host: "127.0.0.1", port })) });
   t.teardown(() => channel.close());
-  const client = channel.client(service as unknown as DescService) as unknown as {
-    count(input: AsyncIterable<Request>): Promise<unknown>;
+  return channel.client(service as unknown as DescService) as unknown as Kinds;
+}
+
+t.test("our client streams both ways: what it sends goes out at once, and its end is the server's", async (t) => {
+  ended = undefined;
+  const replied = new EventEmitter();
+  async function* lockstep() {
+    for (const text of ["a", "bbb", "cc"]) {
+      yield { service: text };
+      await once(replied, "reply");
+    }
+  }
+  const seen: number[] = [];
+  for await (const { status } of ours(t, server.port).echo(lockstep())) {
+    seen.push(status);
+    replied.emit("reply");
+  }
+  t.same(seen, [1, 3, 2]);
+  t.equal(ended, "whole");
+});
+
+t.test("many messages at once: all arrive in order", async (t) => {
+  async function* numbered() {
+    for (let i = 0; i < 5000; i++) {
+      yield { service: "x".repeat(i % 100) };
+    }
+  }
+  let next = 0;
+  for await (const { status } of ours(t, server.port).echo(numbered())) {
+    if (status !== next % 100) {
+      t.fail(`${status} came in place of ${next % 100}`);
+    }
+    next += 1;
+  }
+  t.equal(next, 5000);
+});
+
+t.test("what a stream said before its first reply goes to the next address too", async (t) => {
+  const dead = createServer();
+  await new Promise<void>((resolve) => dead.listen(0, "127.0.0.1", resolve));
+  const { port } = dead.address() as { port: number };
+  await new Promise((resolve) => dead.close(resolve));
+  async function* three() {
+    yield* [{ service: "a" }, { service: "bb" }, { service: "ccc" }];
+  }
+  const seen: number[] = [];
+  for await (const { status } of ours(t, port, server.port).echo(three())) {
+    seen.push(status);
+  }
+  t.same(seen, [1, 2, 3]);
+});
+
+t.test("half a stream never looks whole, and who gives one up gets its own reason back", async (t) => {
+  ended = undefined;
+  const replied = new EventEmitter();
+  async function* broken() {
+    yield { service: "a" };
+    await once(replied, "reply");
+    throw new Error("there is no more");
+  }
+  const all = async (stream: AsyncIterable<unknown>) => {
+    for await (const _ of stream) {
+      replied.emit("reply");
+    }
   };
+  await t.rejects(all(ours(t, server.port).echo(broken())), { code: Code.Canceled });
+  await until("the server's end", () => ended !== undefined);
+  t.match(ended, { name: "AbortError" });
+
+  const given = new AbortController();
+  async function* open() {
+    yield { service: "a" };
+    given.abort(new ConnectError("tired of it", Code.DeadlineExceeded));
+    await new Promise(() => undefined);
+  }
+  await t.rejects(all(ours(t, server.port).echo(open(), { signal: given.signal })), {
+    code: Code.DeadlineExceeded,
+    rawMessage: "tired of it",
+  });
+});
+
+t.test("a stream's bytes count until its handler has them: it may go on for ever, and may not flood", async (t) => {
+  const limit = 256 * 1024;
+  const limited = await start({ bytesPerAddress: limit });
+  t.teardown(() => limited.stop(0));
+  const text = "x".repeat(10_000);
+  const replied = new EventEmitter();
+  async function* lockstep() {
+    for (let i = 0; i < 100; i++) {
+      yield { service: text };
+      await once(replied, "reply");
+    }
+  }
+  let count = 0;
+  for await (const _ of ours(t, limited.port).echo(lockstep())) {
+    count += 1;
+    replied.emit("reply");
+  }
+  t.equal(count, 100, `${count * text.length} bytes in all, of ${limit}`);
+
+  async function* flood() {
+    yield { service: "wait" };
+    for (;;) {
+      yield { service: text };
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+  }
+  const stream = ours(t, limited.port).echo(flood())[Symbol.asyncIterator]();
+  await t.rejects(stream.next(), { code: Code.ResourceExhausted });
+});
+
+t.test("our client says so when a method has one reply to a stream", async (t) => {
   async function* none() {}
-  await t.rejects(client.count(none()), { message: /Count takes a stream of messages/ });
+  await t.rejects(ours(t, server.port).count(none()), { message: /Count has one reply to a stream/ });
 });

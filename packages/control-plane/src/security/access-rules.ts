@@ -20,6 +20,7 @@ export const CONTROL_PLANE_RULES: Readonly<Record<string, readonly CallerKind[]>
   [HealthService.typeName]: CLIENTS,
   [NodeService.typeName]: CLIENTS,
   [`${NodeService.typeName}/${NodeService.method.announce.name}`]: ["node"],
+  [`${NodeService.typeName}/${NodeService.method.announceStream.name}`]: ["node"],
   [`${NodeService.typeName}/${NodeService.method.leave.name}`]: ["node"],
   // It fills other nodes' memory, which a pod cannot ask its own node's agent to do either.
   [`${NodeService.typeName}/${NodeService.method.fillNodes.name}`]: OPERATORS,

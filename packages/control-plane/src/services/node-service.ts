@@ -1,9 +1,11 @@
-import { type AnnounceResponse, NodeService } from "@weightline/proto/node";
+import type { HandlerContext } from "@connectrpc/connect";
+import { type AnnounceRequest, type AnnounceResponse, NodeService } from "@weightline/proto/node";
 import { createBoundedLog, type Logger, route, type ServiceRoute } from "@weightline/runtime";
 import type { Directory } from "../directory/directory.ts";
 import type { AnnounceOutcome } from "../metrics.ts";
 import type { Security } from "../security/security.ts";
 import { checkAnnounce } from "./announce-check.ts";
+import { createAnnounceStream } from "./announce-stream.ts";
 import type { Fleet } from "./fleet.ts";
 import { createGathering } from "./gathering.ts";
 
@@ -23,23 +25,25 @@ export function createNodeService(
 ): ServiceRoute {
   const bounded = createBoundedLog(log);
   const gathered = createGathering(ANNOUNCES_GATHER_MS);
+  const announce = async (request: AnnounceRequest, context: HandlerContext) => {
+    let outcome: AnnounceOutcome = "invalid";
+    let reply: AnnounceResponse;
+    try {
+      security.checkNode(context, request.node);
+      checkAnnounce(request);
+      outcome = "failed";
+      await gathered();
+      reply = await directory.announce(request);
+      outcome = reply.verdict;
+    } finally {
+      onAnnounce(outcome);
+    }
+    log.trace({ node: request.node, sequence: String(request.sequence), verdict: reply.verdict }, "announce");
+    return { ...reply, nowMs: BigInt(Date.now()) };
+  };
   return route(NodeService, {
-    async announce(request, context) {
-      let outcome: AnnounceOutcome = "invalid";
-      let reply: AnnounceResponse;
-      try {
-        security.checkNode(context, request.node);
-        checkAnnounce(request);
-        outcome = "failed";
-        await gathered();
-        reply = await directory.announce(request);
-        outcome = reply.verdict;
-      } finally {
-        onAnnounce(outcome);
-      }
-      log.trace({ node: request.node, sequence: String(request.sequence), verdict: reply.verdict }, "announce");
-      return { ...reply, nowMs: BigInt(Date.now()) };
-    },
+    announce,
+    announceStream: createAnnounceStream(announce),
     async leave({ node, epoch, bootId }, context) {
       security.checkNode(context, node);
       // After an announce that came before it.

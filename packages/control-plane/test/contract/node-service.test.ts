@@ -1,6 +1,7 @@
 // NodeService over a real connection: what is refused, and what is told of nodes that do not answer.
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { Code } from "@connectrpc/connect";
-import { AnnounceVerdict, NodeService } from "@weightline/proto/node";
+import { AnnounceRequestSchema, AnnounceVerdict, NodeService } from "@weightline/proto/node";
 import { fromRpcError } from "@weightline/runtime";
 import { identityOf } from "./identity.ts";
 import { onEveryBackend } from "./under-contract.ts";
@@ -76,6 +77,47 @@ onEveryBackend(async (t, { channel }) => {
     await Promise.all(names.map((node) => nodes.leave({ node, epoch: 1n, bootId: `b-${node}` })));
     t.same((await nodes.listNodes({})).nodes, []);
   });
+
+  t.test(
+    "a stream of announces: each is answered in turn, and one that cannot be right ends it in words",
+    async (t) => {
+      const nodes = channel.client(NodeService);
+      const message = (sequence: number, change: MessageInitShape<typeof AnnounceRequestSchema> = {}) =>
+        create(AnnounceRequestSchema, {
+          node: "streamer",
+          epoch: 1n,
+          sequence: BigInt(sequence),
+          bootId: "b",
+          storeId: "s",
+          address: "127.0.0.1:1",
+          ttlMs: 60_000,
+          state: 1,
+          holdingsRevision: 1n,
+          ...change,
+        });
+      async function* announces() {
+        yield message(1);
+        yield message(2, { holdings: {} });
+        yield message(3);
+        yield message(4, { ttlMs: 0 });
+      }
+      const verdicts: AnnounceVerdict[] = [];
+      const all = async () => {
+        for await (const { verdict, nowMs } of nodes.announceStream(announces())) {
+          verdicts.push(verdict);
+          t.ok(Math.abs(Number(nowMs) - Date.now()) < 60_000, "with the clock's time");
+        }
+      };
+      t.match(await all().catch(fromRpcError), { code: "InvalidArgument", field: "ttl_ms" });
+      t.same(verdicts, [AnnounceVerdict.RESEND, AnnounceVerdict.ACCEPTED, AnnounceVerdict.ACCEPTED]);
+      const { nodes: listed } = await nodes.listNodes({});
+      t.ok(
+        listed.some(({ name }) => name === "streamer"),
+        "the end of the stream is not the node's",
+      );
+      await nodes.leave({ node: "streamer", epoch: 1n, bootId: "b" });
+    },
+  );
 
   t.test("fills and transfers of nodes that do not answer are told as such", async (t) => {
     const nodes = channel.client(NodeService);

@@ -8,6 +8,7 @@ import { toMessage } from "../holdings/holding.ts";
 import type { HoldingRegistry } from "../holdings/holding-registry.ts";
 import type { MemoryAccount } from "../holdings/memory-account.ts";
 import type { StoreFolder } from "../store/store-folder.ts";
+import { createAnnouncer } from "./announcer.ts";
 import { createSkewWarning } from "./skew-warning.ts";
 
 /** A node that may hold what is wanted. */
@@ -45,7 +46,6 @@ export interface DirectoryClientOptions {
 
 /** promises.md R3: a pod waits at most a second longer for a control plane that is away. */
 const LOOKUP_TIMEOUT_MS = 1000;
-const ANNOUNCE_TIMEOUT_MS = 5000;
 const LEAVE_TIMEOUT_MS = 500;
 /** Changes that come together are announced together. */
 const DEBOUNCE_MS = 30;
@@ -57,6 +57,7 @@ const REMEMBERED_MAX = 1000;
 export function createDirectoryClient(options: DirectoryClientOptions): DirectoryClient {
   const { channel, registry, log, store } = options;
   const client = channel.client(NodeService);
+  const announcer = createAnnouncer(client);
   const bounded = createBoundedLog(log);
   const warnOfSkew = createSkewWarning(log);
   const bootId = randomUUID();
@@ -103,7 +104,7 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
 
   const askWithClock = async (message: ReturnType<typeof request>) => {
     const startedAt = performance.now();
-    const reply = await client.announce(message, { timeoutMs: ANNOUNCE_TIMEOUT_MS });
+    const reply = await announcer.announce(message);
     const roundTripMs = performance.now() - startedAt;
     if (reply.nowMs !== 0n) {
       warnOfSkew({ theirsMs: Number(reply.nowMs), oursMs: Date.now() - roundTripMs / 2, roundTripMs });
@@ -247,6 +248,7 @@ export function createDirectoryClient(options: DirectoryClientOptions): Director
       stopped = true;
       clearTimeout(timer);
       await running;
+      announcer.close();
       if (state === "connected") {
         await client
           .leave({ node: options.node, epoch: store.epoch(), bootId }, { timeoutMs: LEAVE_TIMEOUT_MS })

@@ -15,6 +15,10 @@ interface CallInside {
   startRead(): void;
 }
 
+function innermost(call: CallInside): CallInside {
+  return call.nextCall === undefined ? call : innermost(call.nextCall);
+}
+
 type SentStatus = Pick<grpc.StatusObject, "code" | "details"> & { metadata?: grpc.Metadata | null };
 
 /** What grpc-js itself says of requests that are no calls of gRPC, with codes that would blame the server or its age. */
@@ -34,6 +38,8 @@ function blameCaller(status: SentStatus): SentStatus {
 /** Watches the calls of a server: the bytes that they keep, and whether their clients go on. */
 export interface CallWatch {
   readonly interceptor: grpc.ServerInterceptor;
+  /** The handler of a call that streams requests has taken one more of them. `call` is the handler's. */
+  taken(call: unknown): void;
   close(): void;
 }
 
@@ -43,8 +49,12 @@ interface WatchedCall {
   fail(code: grpc.status, details: string): void;
   /** A limit ended it: it goes when its client has been told. */
   ended: boolean;
-  /** Bytes of the request that came so far. */
+  /** Bytes of the request that came so far; of a stream, those since its handler had taken all that was there. */
   requestBytes: number;
+  /** Those of them that came after the last whole message of a stream. */
+  unfinishedBytes: number;
+  /** Messages of a stream that came and that its handler has not taken. */
+  waitingMessages: number;
   /** Bytes of the reply that the client has not taken, when last looked at. */
   replyBytes: number;
   requestOver: boolean;
@@ -64,6 +74,7 @@ const MEBIBYTE = 1024 * 1024;
 
 export function createCallWatch(table: ConnectionTable, limits: ServerLimits, onLimit: OnLimit): CallWatch {
   const calls = new Set<WatchedCall>();
+  const streams = new WeakMap<CallInside, WatchedCall>();
   let bytesInAll = 0;
 
   const take = (call: WatchedCall, bytes: number) => {
@@ -96,6 +107,7 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
       return;
     }
     call.requestBytes += piece.length + PIECE_BYTES;
+    call.unfinishedBytes += piece.length + PIECE_BYTES;
     call.movedAtMs = performance.now();
     take(call, piece.length + PIECE_BYTES);
     const reason = reasonToRefuse(call);
@@ -113,10 +125,16 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
   const lookAt = (call: WatchedCall, now: number) => {
     const { stream, connection } = call;
     const waiting = stream.writableLength;
+    if (waiting === 0 && call.replyBytes === 0 && call.streamsRequests) {
+      // Thousands of streams rest like this.
+      call.movedAtMs = now;
+      return;
+    }
+    const sent = connection.socket.bytesWritten;
+    const began = call.replyBytes === 0;
     take(call, waiting - call.replyBytes);
     call.replyBytes = waiting;
-    const sent = connection.socket.bytesWritten;
-    if (waiting > 0 ? sent - call.movedAtBytes > MOVED_BYTES : call.requestOver || call.streamsRequests) {
+    if (waiting > 0 ? began || sent - call.movedAtBytes > MOVED_BYTES : call.requestOver || call.streamsRequests) {
       call.movedAtMs = now;
       call.movedAtBytes = sent;
     }
@@ -138,6 +156,19 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
     }
   }, LOOK_INTERVAL_MS).unref();
 
+  /** Each message of a stream takes a turn as a call does, and its bytes count until the handler has it. */
+  const watchMessages = (call: WatchedCall, inside: CallInside, startRead: () => void) => {
+    streams.set(inside, call);
+    let isFirst = true;
+    inside.startRead = () => {
+      // It is asked for one when the one before it has come.
+      call.waitingMessages += isFirst ? 0 : 1;
+      call.unfinishedBytes = 0;
+      isFirst = false;
+      table.startCall(call.connection, startRead);
+    };
+  };
+
   const watch = (
     inside: CallInside,
     connection: Connection,
@@ -151,6 +182,8 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
       fail,
       ended: false,
       requestBytes: 0,
+      unfinishedBytes: 0,
+      waitingMessages: 0,
       replyBytes: 0,
       requestOver: false,
       streamsRequests: method.requestStream,
@@ -163,6 +196,9 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
       inside.startRead = startRead;
       table.startCall(connection, startRead);
     };
+    if (call.streamsRequests) {
+      watchMessages(call, inside, startRead);
+    }
     if (inside.incomingEncoding !== "identity") {
       inside.maxReceiveMessageSize = Math.min(inside.maxReceiveMessageSize, COMPRESSED_MESSAGE_MAX_BYTES);
       call.requestBytes = COMPRESSED_MESSAGE_MAX_BYTES;
@@ -183,10 +219,7 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
 
   return {
     interceptor(method, intercepting) {
-      let inside = intercepting as unknown as CallInside;
-      while (inside.nextCall !== undefined) {
-        inside = inside.nextCall;
-      }
+      const inside = innermost(intercepting as unknown as CallInside);
       const sendStatus = inside.sendStatus.bind(inside);
       inside.sendStatus = (status) => sendStatus(blameCaller(status));
       const connection = table.callBegan(intercepting.getConnectionInfo(), inside.stream.session);
@@ -196,6 +229,16 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
         );
       }
       return intercepting as grpc.ServerInterceptingCall;
+    },
+    taken(handled) {
+      const call = streams.get(innermost((handled as { call: CallInside }).call));
+      if (call !== undefined) {
+        call.waitingMessages -= 1;
+        if (call.waitingMessages <= 0 && calls.has(call)) {
+          take(call, call.unfinishedBytes - call.requestBytes);
+          call.requestBytes = call.unfinishedBytes;
+        }
+      }
     },
     close: () => clearInterval(look),
   };

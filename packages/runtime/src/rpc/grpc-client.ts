@@ -19,7 +19,10 @@ export interface GrpcChannelOptions {
 }
 
 export interface GrpcChannel {
-  /** A typed client of unary and server-streaming methods; failed calls throw ConnectError, see fromRpcError. */
+  /**
+   * A typed client of all methods but those with one reply to a stream; failed calls throw ConnectError, see fromRpcError. What
+   * a stream sends before its first reply may go to several addresses, one after another.
+   */
   client<Service extends DescService>(service: Service): Client<Service>;
   close(): void;
 }

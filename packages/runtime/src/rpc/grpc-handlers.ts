@@ -1,15 +1,28 @@
-import { type EventEmitter, on } from "node:events";
-import { setImmediate as nextTurn } from "node:timers/promises";
+import type { EventEmitter } from "node:events";
 import { create, type DescMessage, type DescMethod, type MessageShape } from "@bufbuild/protobuf";
-import { Code, createContextValues, createHandlerContext, type HandlerContext } from "@connectrpc/connect";
+import {
+  Code,
+  type ContextValues,
+  createContextValues,
+  createHandlerContext,
+  type HandlerContext,
+} from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
-import { WeightlineError } from "../error.ts";
 import { CALLER } from "../security/access.ts";
 import { callerOf } from "./call-authorization.ts";
+import { CallEnd } from "./call-end.ts";
 import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import { toHeaders } from "./grpc-metadata.ts";
 import { LazyContext } from "./lazy-context.ts";
-import { ERROR_METADATA, encodeDetail, malformedRequest, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
+import { ERROR_METADATA, encodeDetail, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
+import {
+  decoded,
+  type ReplyStream,
+  type RequestStream,
+  requestsOf,
+  type StreamSides,
+  sendAll,
+} from "./stream-messages.ts";
 import { EncodedMessage } from "./wire-forms.ts";
 
 /** A handler in Connect's form, its kind known only at run time. */
@@ -26,6 +39,10 @@ export interface HandlerSurroundings {
   cut: AbortSignal;
   /** Calls with one answer that have none yet. */
   running: RunningCalls;
+  /** Calls with a stream of requests or replies; they end with the reason of `shutdown`. */
+  streaming: Set<CallEnd>;
+  /** Told when a handler takes a message of a stream. */
+  onTaken: (call: unknown) => void;
   /** Told of every finished call. */
   onCall?: (service: string, method: string, code: string, seconds: number) => void;
   /** Told of every call that failed. */
@@ -35,8 +52,6 @@ export interface HandlerSurroundings {
 }
 
 type Message = MessageShape<DescMessage>;
-type RequestStream = grpc.ServerReadableStream<unknown, unknown> | grpc.ServerDuplexStream<unknown, unknown>;
-type ReplyStream = grpc.ServerWritableStream<unknown, unknown> | grpc.ServerDuplexStream<unknown, unknown>;
 type Status = Pick<grpc.StatusObject, "code" | "details" | "metadata">;
 
 /** What all kinds of calls have. */
@@ -46,31 +61,12 @@ interface Call extends EventEmitter {
   getDeadline(): grpc.Deadline;
 }
 
-/** In the place of a message whose bytes do not decode: grpc-js itself would call that an internal error. */
-export class Undecodable {
-  readonly #cause: unknown;
-  constructor(cause: unknown) {
-    this.#cause = cause;
-  }
-  fault(method: DescMethod): Error {
-    const cause = this.#cause;
-    return cause instanceof WeightlineError
-      ? cause
-      : malformedRequest(method.input.typeName, cause instanceof Error ? cause.message : String(cause));
-  }
+function valuesOf(call: Call, { secured }: HandlerSurroundings): ContextValues {
+  const values = createContextValues();
+  return secured === true ? values.set(CALLER, callerOf(call.metadata)) : values;
 }
 
-function decoded(method: DescMethod, message: unknown): unknown {
-  if (message instanceof Undecodable) {
-    throw message.fault(method);
-  }
-  return message;
-}
-
-/** Messages of a caller that are kept until the handler takes them. */
-const READ_AHEAD_COUNT = 16;
-
-function contextOf(method: DescMethod, call: Call, { shutdown, cut, secured }: HandlerSurroundings) {
+function contextOf(method: DescMethod, call: Call, { shutdown, cut }: HandlerSurroundings, values: ContextValues) {
   const cancelled = new AbortController();
   const deadline = call.getDeadline();
   const deadlineMs = deadline instanceof Date ? deadline.getTime() : deadline;
@@ -84,7 +80,7 @@ function contextOf(method: DescMethod, call: Call, { shutdown, cut, secured }: H
     requestSignal: cancelled.signal,
     // A stream could go on for ever, and is told to end; what has one answer may still give it.
     shutdownSignal: method.methodKind === "unary" ? cut : shutdown,
-    ...(secured === true ? { contextValues: createContextValues().set(CALLER, callerOf(call.metadata)) } : {}),
+    contextValues: values,
     ...(Number.isFinite(deadlineMs) ? { timeoutMs: Math.max(0, deadlineMs - Date.now()) } : {}),
   });
   // grpc-js says so of every call, when it has ended too.
@@ -120,7 +116,10 @@ async function observed(
   fail: (status: Status) => void,
 ): Promise<void> {
   const start = performance.now();
-  const context = new LazyContext(() => contextOf(method, call, surroundings));
+  const context = new LazyContext(
+    () => valuesOf(call, surroundings),
+    (values) => contextOf(method, call, surroundings, values),
+  );
   let code = 0;
   try {
     await body(context);
@@ -142,45 +141,6 @@ export function turnedAway(path: string, error: unknown, startedMs: number, surr
   return status;
 }
 
-/** A caller's messages, as fast as the handler takes them; ends with the signal's reason. */
-async function* requestsOf(method: DescMethod, call: RequestStream, signal: AbortSignal): AsyncGenerator<unknown> {
-  const limits = { highWaterMark: READ_AHEAD_COUNT, lowWaterMark: 1 };
-  try {
-    for await (const [message] of on(call, "data", { signal, close: ["end"], ...limits })) {
-      yield decoded(method, message);
-    }
-  } catch (error) {
-    signal.throwIfAborted();
-    throw error;
-  }
-  // A call that is reset ends first and is cancelled in the same turn: it must not look whole.
-  await nextTurn();
-  signal.throwIfAborted();
-}
-
-/** Waits until the stream takes more, or the call is over. */
-function drained(call: ReplyStream, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      call.off("drain", done);
-      signal.removeEventListener("abort", done);
-      resolve();
-    };
-    call.on("drain", done);
-    signal.addEventListener("abort", done);
-  });
-}
-
-async function sendAll(method: DescMethod, call: ReplyStream, replies: unknown, signal: AbortSignal): Promise<void> {
-  for await (const item of replies as AsyncIterable<Message>) {
-    signal.throwIfAborted();
-    if (!call.write(create(method.output, item))) {
-      await drained(call, signal);
-    }
-  }
-  call.end();
-}
-
 /** The answer, or a rejection when the server's time is over: then it does not wait for handlers. */
 function uncut<T>(answer: Promise<T> | T, running: RunningCalls): Promise<T> | T {
   if (!(answer instanceof Promise)) {
@@ -192,6 +152,21 @@ function uncut<T>(answer: Promise<T> | T, running: RunningCalls): Promise<T> | T
   });
 }
 
+/** Runs what streams until it ends or its call does, with what tells of that. */
+async function streamed(
+  call: ReplyStream | RequestStream,
+  { streaming, onTaken }: HandlerSurroundings,
+  body: (requests: StreamSides) => Promise<void>,
+): Promise<void> {
+  const end = new CallEnd(call);
+  streaming.add(end);
+  try {
+    await body({ end, onTaken });
+  } finally {
+    streaming.delete(end);
+  }
+}
+
 /** The handler as grpc-js takes it, for all four kinds of methods. */
 export function toGrpcHandler(
   method: DescMethod,
@@ -199,27 +174,32 @@ export function toGrpcHandler(
   surroundings: HandlerSurroundings,
 ): grpc.UntypedHandleCall {
   const { requestStream, responseStream } = streamsOf(method);
-  const requestOf = (call: ReplyStream, signal: AbortSignal) =>
+  const requestOf = (call: ReplyStream, sides: StreamSides) =>
     requestStream
-      ? requestsOf(method, call as grpc.ServerDuplexStream<unknown, unknown>, signal)
+      ? requestsOf(method, call as grpc.ServerDuplexStream<unknown, unknown>, sides)
       : decoded(method, (call as grpc.ServerWritableStream<unknown, unknown>).request);
   if (responseStream) {
     return (call: ReplyStream) => {
-      const body = async (context: HandlerContext) => {
-        // A waiting client must learn at once that the call is there.
-        call.sendMetadata(new grpc.Metadata());
-        return sendAll(method, call, handler(requestOf(call, context.signal), context), context.signal);
-      };
+      const body = (context: HandlerContext) =>
+        streamed(call, surroundings, (sides) => {
+          // A waiting client must learn at once that the call is there.
+          call.sendMetadata(new grpc.Metadata());
+          return sendAll(method, call, handler(requestOf(call, sides), context), sides.end);
+        });
       void observed(method, call, surroundings, body, (status) => call.emit("error", status));
     };
   }
   return (call: grpc.ServerUnaryCall<unknown, unknown>, callback: grpc.sendUnaryData<unknown>) => {
-    const body = async (context: HandlerContext) => {
-      const request = requestStream
-        ? requestsOf(method, call as unknown as RequestStream, context.signal)
-        : decoded(method, call.request);
+    const answer = async (request: unknown, context: HandlerContext) => {
       const reply = await uncut(handler(request, context), surroundings.running);
       callback(null, reply instanceof EncodedMessage ? reply : create(method.output, reply as Message));
+    };
+    const body = async (context: HandlerContext) => {
+      if (requestStream) {
+        const stream = call as unknown as RequestStream;
+        return streamed(stream, surroundings, (sides) => answer(requestsOf(method, stream, sides), context));
+      }
+      return answer(decoded(method, call.request), context);
     };
     void observed(method, call, surroundings, body, (status) => callback(status));
   };

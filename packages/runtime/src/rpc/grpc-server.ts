@@ -10,14 +10,7 @@ import type { CallFailure } from "./call-failure.ts";
 import { createCallWatch } from "./call-watch.ts";
 import { type ServerSecurity, takePlainly, takeSecurely } from "./connection-intake.ts";
 import { createConnectionTable } from "./connection-table.ts";
-import {
-  type Handler,
-  type HandlerSurroundings,
-  streamsOf,
-  toGrpcHandler,
-  turnedAway,
-  Undecodable,
-} from "./grpc-handlers.ts";
+import { type Handler, type HandlerSurroundings, streamsOf, toGrpcHandler, turnedAway } from "./grpc-handlers.ts";
 import { decodeRequest } from "./message-values.ts";
 import { bindPort } from "./port-binding.ts";
 import {
@@ -30,6 +23,7 @@ import {
   SERVER_LIMITS,
   type ServerLimits,
 } from "./server-limits.ts";
+import { Undecodable } from "./stream-messages.ts";
 import { EncodedMessage } from "./wire-forms.ts";
 
 /** How long the last answers may take to leave. */
@@ -178,6 +172,8 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     shutdown: stopping.signal,
     cut: cutting.signal,
     running: new Set(),
+    streaming: new Set(),
+    onTaken: watch.taken,
     secured: security !== undefined,
     ...(onCall === undefined ? {} : { onCall }),
     ...(onFailure === undefined ? {} : { onFailure }),
@@ -201,6 +197,9 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
       listener.stop();
       const reason = new WeightlineError("Unavailable", "the program stops", { wayOut: "try another replica" });
       stopping.abort(reason);
+      for (const end of around.streaming) {
+        end.end(reason);
+      }
       const over = Promise.withResolvers<void>();
       let timer = setTimeout(() => {
         cutting.abort(reason);

@@ -9,6 +9,7 @@ import { plainTlsWords } from "../security/tls-words.ts";
 import { streamsOf } from "./grpc-handlers.ts";
 import { type HeaderInit, toMetadata } from "./grpc-metadata.ts";
 import { type ClientUse, createRenewedClient, type RenewedClient } from "./renewed-client.ts";
+import { RequestStream } from "./request-stream.ts";
 import { ERROR_METADATA, fromStatus, REQUEST_ID_METADATA } from "./rpc-error.ts";
 import { MAX_MESSAGE_BYTES } from "./server-limits.ts";
 
@@ -68,7 +69,8 @@ function toError(error: grpc.ServiceError): ConnectError {
 /** One call of a method, wherever it goes. */
 interface Attempt {
   method: DescMethod;
-  message: Message;
+  /** Its only one, or what it streams. */
+  message: Message | RequestStream;
   metadata: grpc.Metadata;
   signal: AbortSignal | undefined;
   /** On the monotonic clock; Infinity for none. */
@@ -101,7 +103,9 @@ class Target {
   unary(attempt: Attempt): Promise<Message> {
     return new Promise((resolve, reject) => {
       const use = this.#clients.take();
-      const call = use.client.makeUnaryRequest(...this.#parameters(attempt), (error, reply) => {
+      const message = attempt.message as Message;
+      const parameters = this.#parameters(attempt);
+      const call = use.client.makeUnaryRequest(...parameters.how, message, ...parameters.with, (error, reply) => {
         release();
         if (reply !== undefined && error === null) {
           resolve(reply);
@@ -115,7 +119,7 @@ class Target {
 
   async *stream(attempt: Attempt): AsyncGenerator<Message> {
     const use = this.#clients.take();
-    const call = use.client.makeServerStreamRequest(...this.#parameters(attempt));
+    const call = this.#openStream(use.client, attempt);
     const { late, release } = this.#watch(use, call, attempt.signal);
     try {
       for await (const message of call) {
@@ -129,23 +133,38 @@ class Target {
     }
   }
 
-  #parameters({ method, message, metadata, deadlineMs }: Attempt) {
+  #openStream(client: grpc.Client, attempt: Attempt) {
+    const { message } = attempt;
+    const parameters = this.#parameters(attempt);
+    if (message instanceof RequestStream) {
+      const call = client.makeBidiStreamRequest(...parameters.how, ...parameters.with);
+      message.sendTo(call);
+      return call;
+    }
+    return client.makeServerStreamRequest(...parameters.how, message, ...parameters.with);
+  }
+
+  #parameters({ method, metadata, deadlineMs }: Attempt) {
     const leftMs = deadlineMs - performance.now();
     const options: grpc.CallOptions = Number.isFinite(leftMs) ? { deadline: Date.now() + Math.max(0, leftMs) } : {};
-    return [
-      `/${method.parent.typeName}/${method.name}`,
-      (request: Message) => Buffer.from(toBinary(method.input, request)),
-      (bytes: Buffer) => fromBinary(method.output, bytes),
-      message,
-      metadata,
-      options,
-    ] as const;
+    return {
+      how: [
+        `/${method.parent.typeName}/${method.name}`,
+        (request: Message) => Buffer.from(toBinary(method.input, request)),
+        (bytes: Buffer) => fromBinary(method.output, bytes),
+      ],
+      with: [metadata, options],
+    } as const;
   }
 
   /** Cancels the call by its caller's signal, or when its connection does not come. */
   #watch({ client, end }: ClientUse, call: { cancel(): void }, signal: AbortSignal | undefined) {
     let error: ConnectError | undefined;
-    const cancel = () => call.cancel();
+    const cancel = () => {
+      // Who aborts a call for a reason of its own gets it back, and what it says of the address is heeded.
+      error ??= signal?.reason instanceof ConnectError ? signal.reason : undefined;
+      call.cancel();
+    };
     if (signal?.aborted) {
       cancel();
     }
@@ -159,7 +178,7 @@ class Target {
     };
     const timer = this.#connectTimeoutMs === undefined ? undefined : setTimeout(expire, this.#connectTimeoutMs);
     return {
-      /** Why the call was given up, if it was for want of a connection. */
+      /** Why the call was given up, if that was for want of a connection or its caller said so. */
       late: () => error,
       release() {
         clearTimeout(timer);
@@ -230,21 +249,27 @@ async function callUnary(targets: Targets, attempt: Attempt): Promise<Message> {
 }
 
 async function* callStream(targets: Targets, attempt: Attempt): AsyncGenerator<Message> {
+  const requests = attempt.message instanceof RequestStream ? attempt.message : undefined;
   let failure: unknown;
-  for (const target of targets.inTurn()) {
-    let begun = false;
-    try {
-      for await (const message of target.stream(attempt)) {
-        begun = true;
-        yield message;
-      }
-      return;
-    } catch (error) {
-      failure = error;
-      if (!goesOn(targets, target, error, attempt) || begun) {
-        break;
+  try {
+    for (const target of targets.inTurn()) {
+      let begun = false;
+      try {
+        for await (const message of target.stream(attempt)) {
+          begun = true;
+          requests?.settle();
+          yield message;
+        }
+        return;
+      } catch (error) {
+        failure = error;
+        if (!goesOn(targets, target, error, attempt) || begun) {
+          break;
+        }
       }
     }
+  } finally {
+    requests?.end();
   }
   throw failure;
 }
@@ -254,16 +279,20 @@ function attemptOf(
   signal: AbortSignal | undefined,
   timeoutMs: number | undefined,
   metadata: grpc.Metadata,
-  input: Message,
+  input: Message | RequestStream,
 ): Attempt {
   const deadlineMs = timeoutMs === undefined ? Number.POSITIVE_INFINITY : performance.now() + timeoutMs;
   return { method, message: input, metadata, signal, deadlineMs };
 }
 
-/** The one message of a method that takes one. */
-async function onlyMessage(method: DescMethod, input: AsyncIterable<unknown>): Promise<Message> {
-  if (streamsOf(method).requestStream) {
-    throw new ConnectError(`${method.name} takes a stream of messages, which this client does not send`, Code.Internal);
+/** What a method with a stream of replies is sent: its one message, or all of a stream. */
+async function messagesOf(method: DescMethod, input: AsyncIterable<unknown>): Promise<Message | RequestStream> {
+  const { requestStream, responseStream } = streamsOf(method);
+  if (requestStream && responseStream) {
+    return new RequestStream(method, input);
+  }
+  if (requestStream) {
+    throw new ConnectError(`${method.name} has one reply to a stream, which this client does not send`, Code.Internal);
   }
   let message: Message = create(method.input);
   for await (const item of input) {
@@ -304,7 +333,7 @@ export function createGrpcTransport(
       return { ...reply(method), stream: false, message: await callUnary(targets, attempt) } as never;
     },
     async stream(method, signal, timeoutMs, header, input) {
-      const attempt = attemptOf(method, signal, timeoutMs, metadataOf(header), await onlyMessage(method, input));
+      const attempt = attemptOf(method, signal, timeoutMs, metadataOf(header), await messagesOf(method, input));
       return { ...reply(method), stream: true, message: callStream(targets, attempt) } as never;
     },
   };

@@ -9,17 +9,20 @@ const CALL_OVER = new Error("the call is over");
  * A call's context, made only when its handler looks into it: signals and headers cost more than most calls' own work.
  */
 export class LazyContext implements HandlerContext {
-  readonly #make: () => Controlled;
+  readonly #makeValues: () => ContextValues;
+  readonly #make: (values: ContextValues) => Controlled;
+  #values: ContextValues | undefined;
   #made: Controlled | undefined;
   #isOver = false;
 
-  constructor(make: () => Controlled) {
+  constructor(makeValues: () => ContextValues, make: (values: ContextValues) => Controlled) {
+    this.#makeValues = makeValues;
     this.#make = make;
   }
 
   get #inner(): Controlled {
     if (this.#made === undefined) {
-      this.#made = this.#make();
+      this.#made = this.#make(this.values);
       if (this.#isOver) {
         this.#made.abort(CALL_OVER);
       }
@@ -61,7 +64,8 @@ export class LazyContext implements HandlerContext {
     return this.#inner.protocolName;
   }
   get values(): ContextValues {
-    return this.#inner.values;
+    this.#values ??= this.#makeValues();
+    return this.#values;
   }
   get url(): string {
     return this.#inner.url;

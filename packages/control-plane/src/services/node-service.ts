@@ -4,6 +4,7 @@ import { createBoundedLog, type Logger, route, type ServiceRoute } from "@weight
 import type { Directory } from "../directory/directory.ts";
 import type { AnnounceOutcome } from "../metrics.ts";
 import type { Security } from "../security/security.ts";
+import { createAdmission } from "./admission.ts";
 import { checkAnnounce } from "./announce-check.ts";
 import { createAnnounceStream } from "./announce-stream.ts";
 import type { Fleet } from "./fleet.ts";
@@ -15,6 +16,12 @@ import { createGathering } from "./gathering.ts";
  */
 const ANNOUNCES_GATHER_MS = 20;
 
+/**
+ * Announces with all holdings that are taken at once. When the nodes of a large cluster all tell everything, because Redis was
+ * flushed or a replica is new, what is asked of the backend must come back before its time is over; the others wait here.
+ */
+const FULL_ANNOUNCES_COUNT = 64;
+
 /** NodeService: announces, lookups, and what operators ask. `onAnnounce` is told how each announce ended. */
 export function createNodeService(
   directory: Directory,
@@ -25,6 +32,7 @@ export function createNodeService(
 ): ServiceRoute {
   const bounded = createBoundedLog(log);
   const gathered = createGathering(ANNOUNCES_GATHER_MS);
+  const admitted = createAdmission(FULL_ANNOUNCES_COUNT);
   const announce = async (request: AnnounceRequest, context: HandlerContext) => {
     let outcome: AnnounceOutcome = "invalid";
     let reply: AnnounceResponse;
@@ -33,7 +41,8 @@ export function createNodeService(
       checkAnnounce(request);
       outcome = "failed";
       await gathered();
-      reply = await directory.announce(request);
+      const take = () => directory.announce(request);
+      reply = await (request.holdings === undefined ? take() : admitted(take));
       outcome = reply.verdict;
     } finally {
       onAnnounce(outcome);
@@ -48,7 +57,7 @@ export function createNodeService(
       security.checkNode(context, node);
       // After an announce that came before it.
       await gathered();
-      await directory.leave(node, epoch, bootId);
+      await admitted(() => directory.leave(node, epoch, bootId));
       bounded("info", { event: "node-left", node }, "a node left");
       return {};
     },

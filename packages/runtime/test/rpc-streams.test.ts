@@ -9,6 +9,7 @@ import { Health, HealthCheckRequestSchema, HealthCheckResponseSchema } from "@we
 import { createGrpcChannel, createGrpcServer, type GrpcServerOptions, type ServiceRoute } from "@weightline/runtime";
 import t, { type Test } from "tap";
 import { until } from "../../../test/support/processes.ts";
+import { COMPRESSED_MESSAGE_MAX_BYTES } from "../src/rpc/server-limits.ts";
 
 type Request = { service: string };
 type Context = { signal: AbortSignal };
@@ -313,6 +314,25 @@ t.test("a stream's bytes count until its handler has them: it may go on for ever
   }
   const stream = ours(t, limited.port).echo(flood())[Symbol.asyncIterator]();
   await t.rejects(stream.next(), { code: Code.ResourceExhausted });
+});
+
+t.test("what compressed messages may become counts for as long as their stream is open", async (t) => {
+  const limited = await start({ bytesPerAddress: COMPRESSED_MESSAGE_MAX_BYTES + 1024 * 1024 });
+  const packing = new grpc.Client(`127.0.0.1:${limited.port}`, grpc.credentials.createInsecure(), {
+    "grpc.default_compression_algorithm": grpc.compressionAlgorithms.gzip,
+  });
+  t.teardown(async () => {
+    packing.close();
+    await limited.stop(0);
+  });
+  const first = packing.makeBidiStreamRequest("/test.Kinds/Echo", encode, decode);
+  first.write("x".repeat(1000));
+  t.equal((await once(first, "data"))[0], 1000);
+  const second = packing.makeBidiStreamRequest("/test.Kinds/Echo", encode, decode);
+  second.write("x".repeat(1000));
+  await t.rejects(once(second, "data"), { code: grpc.status.RESOURCE_EXHAUSTED });
+  first.end();
+  await once(first, "end");
 });
 
 t.test("our client says so when a method has one reply to a stream", async (t) => {

@@ -17,6 +17,9 @@ export class CallEnd {
   constructor(call: Cancellable) {
     // grpc-js says so of every call, when it has ended too.
     call.on("cancelled", () => {
+      if (this.#reason !== undefined) {
+        return;
+      }
       const isLate = Number(call.getDeadline()) <= Date.now();
       this.end(
         isLate

@@ -51,6 +51,8 @@ interface WatchedCall {
   ended: boolean;
   /** Bytes of the request that came so far; of a stream, those since its handler had taken all that was there. */
   requestBytes: number;
+  /** Part of them: what a compressed message may become. */
+  unpackedBytes: number;
   /** Those of them that came after the last whole message of a stream. */
   unfinishedBytes: number;
   /** Messages of a stream that came and that its handler has not taken. */
@@ -182,6 +184,7 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
       fail,
       ended: false,
       requestBytes: 0,
+      unpackedBytes: 0,
       unfinishedBytes: 0,
       waitingMessages: 0,
       replyBytes: 0,
@@ -192,17 +195,19 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
     };
     calls.add(call);
     const startRead = inside.startRead.bind(inside);
-    inside.startRead = () => {
-      inside.startRead = startRead;
-      table.startCall(connection, startRead);
-    };
     if (call.streamsRequests) {
       watchMessages(call, inside, startRead);
+    } else {
+      inside.startRead = () => {
+        inside.startRead = startRead;
+        table.startCall(connection, startRead);
+      };
     }
     if (inside.incomingEncoding !== "identity") {
       inside.maxReceiveMessageSize = Math.min(inside.maxReceiveMessageSize, COMPRESSED_MESSAGE_MAX_BYTES);
-      call.requestBytes = COMPRESSED_MESSAGE_MAX_BYTES;
-      take(call, COMPRESSED_MESSAGE_MAX_BYTES);
+      call.unpackedBytes = COMPRESSED_MESSAGE_MAX_BYTES;
+      call.requestBytes = call.unpackedBytes;
+      take(call, call.unpackedBytes);
     }
     stream.on("data", (piece: Buffer) => onData(call, piece));
     stream.once("end", () => {
@@ -235,8 +240,9 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
       if (call !== undefined) {
         call.waitingMessages -= 1;
         if (call.waitingMessages <= 0 && calls.has(call)) {
-          take(call, call.unfinishedBytes - call.requestBytes);
-          call.requestBytes = call.unfinishedBytes;
+          const kept = call.unpackedBytes + call.unfinishedBytes;
+          take(call, kept - call.requestBytes);
+          call.requestBytes = kept;
         }
       }
     },

@@ -13,7 +13,7 @@ import { callerOf } from "./call-authorization.ts";
 import { CallEnd } from "./call-end.ts";
 import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
 import { toHeaders } from "./grpc-metadata.ts";
-import { LazyContext } from "./lazy-context.ts";
+import { CALL_OVER, LazyContext } from "./lazy-context.ts";
 import { ERROR_METADATA, encodeDetail, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
 import {
   decoded,
@@ -155,15 +155,20 @@ function uncut<T>(answer: Promise<T> | T, running: RunningCalls): Promise<T> | T
 /** Runs what streams until it ends or its call does, with what tells of that. */
 async function streamed(
   call: ReplyStream | RequestStream,
-  { streaming, onTaken }: HandlerSurroundings,
-  body: (requests: StreamSides) => Promise<void>,
+  { streaming, shutdown, onTaken }: HandlerSurroundings,
+  body: (sides: StreamSides) => Promise<void>,
 ): Promise<void> {
   const end = new CallEnd(call);
+  if (shutdown.aborted) {
+    // It came before the stop and waited, for its turn or for who it is from.
+    end.end(shutdown.reason);
+  }
   streaming.add(end);
   try {
     await body({ end, onTaken });
   } finally {
     streaming.delete(end);
+    end.end(CALL_OVER);
   }
 }
 

@@ -3,7 +3,7 @@ import type { ContextValues, HandlerContext } from "@connectrpc/connect";
 type Controlled = HandlerContext & { abort(reason?: unknown): void };
 
 /** What the signal of a call that is over was aborted with; one for all, since an error is dear to make. */
-const CALL_OVER = new Error("the call is over");
+export const CALL_OVER = new Error("the call is over");
 
 /**
  * A call's context, made only when its handler looks into it: signals and headers cost more than most calls' own work.

@@ -477,7 +477,7 @@ export interface NativeModule {
   /**
    * Listens on `path` (SOCK_STREAM, mode 0666) on a native thread. An old socket file there is replaced; the caller has made
    * sure that no live server has it. Each connection's descriptor is the callee's to close; they come on the JavaScript
-   * thread, callers by turns. Those that were left meanwhile do not come.
+   * thread, callers by turns, two at most in a turn of the event loop. Those that were left meanwhile do not come.
    */
   createLocalListener(path: string, onConnection: (descriptor: number) => void): LocalListenerHandle;
   /**

@@ -170,6 +170,38 @@ t.test("a crowd that stays while this thread is busy: one of another caller is a
   }
 });
 
+t.test("a crowd comes two by two: the event loop looks at others in between", async (t) => {
+  const path = newPath();
+  let turns = 0;
+  let counting = true;
+  const inTurn = new Map<number, number>();
+  const handle = native.createLocalListener(path, (descriptor) => {
+    inTurn.set(turns, (inTurn.get(turns) ?? 0) + 1);
+    closeSync(descriptor);
+    // So long that the listener's thread has the next ones ready before this turn is over.
+    const end = performance.now() + 1;
+    while (performance.now() < end) {
+      // Works.
+    }
+  });
+  const count = () => {
+    turns += 1;
+    if (counting) {
+      setImmediate(count);
+    }
+  };
+  count();
+  const body =
+    "all = [socket.socket(socket.AF_UNIX) for i in range(60)]\nfor s in all: s.connect(path)\nsys.stdin.read()";
+  const crowd = spawn("python3", ["-u", "-c", CLIENT + body, path], { stdio: ["pipe", "ignore", "inherit"] });
+  const come = () => [...inTurn.values()].reduce((sum, n) => sum + n, 0);
+  t.ok(await eventually(() => come() === 60), "all come");
+  t.ok(Math.max(...inTurn.values()) <= 2, `${Math.max(...inTurn.values())} at most in one turn`);
+  counting = false;
+  crowd.kill("SIGKILL");
+  native.closeLocalListener(handle);
+});
+
 t.test("a caller that is held: its connections wait, another's come, and they come in the end", async (t) => {
   const { handle, path, pids } = listen(t);
   const flag = newPath();

@@ -1,3 +1,4 @@
+export { ActiveList, type Listed } from "./active-list.ts";
 export { BOUNDED_LINES_PER_SECOND, type BoundedLog, createBoundedLog, type EventFields } from "./bounded-log.ts";
 export { formatByteSize, parseByteSize } from "./byte-size.ts";
 export { type ConfigGeneratorOptions, runConfigGenerator } from "./configuration/config-generator.ts";

@@ -3,8 +3,10 @@ import type { Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { native } from "@weightline/rdma-native";
 import {
+  ActiveList,
   type BoundedLog,
   createLoopRation,
+  type Listed,
   toWeightlineError,
   unaryAnswer,
   WeightlineError,
@@ -51,12 +53,16 @@ export interface Connections {
   stop(graceMs: number): Promise<void>;
 }
 
+/** A call whose answer is not sent yet. */
+interface Call extends Listed {
+  readonly response: ServerResponse;
+}
+
 interface Connection {
   readonly socket: Socket;
   readonly caller: Caller;
   readonly group: Group;
-  /** Answers that are not sent yet. */
-  readonly calls: Set<ServerResponse>;
+  readonly calls: ActiveList<Call>;
   /** Calls refused since the last one that was not. */
   refusals: number;
   /** Bytes that its reader had taken at the last look, and when they last grew. */
@@ -178,7 +184,7 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
       socket,
       caller: { owner, role, group, closed: closed.signal },
       group,
-      calls: new Set(),
+      calls: new ActiveList(),
       refusals: 0,
       takenBytes: 0,
       takenAt: performance.now(),
@@ -187,8 +193,10 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
           return;
         }
         bySocket.delete(socket);
-        group.calls -= connection.calls.size;
-        connection.calls.clear();
+        connection.calls.forEach((call) => {
+          connection.calls.delete(call);
+          group.calls -= 1;
+        });
         closed.abort(new WeightlineError("Cancelled", "the caller's connection ended"));
         leases.leave(owner);
         forgetIdle(group);
@@ -270,7 +278,10 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
         connection.takenBytes = taken;
         connection.takenAt = now;
       }
-      const queued = [...calls].reduce((sum, call) => sum + (call.socket === null ? call.writableLength : 0), waiting);
+      let queued = waiting;
+      calls.forEach(({ response }) => {
+        queued += response.socket === null ? response.writableLength : 0;
+      });
       if (queued > WAITING_MAX_BYTES || now - connection.takenAt >= DRAIN_TIMEOUT_MS) {
         onRefusal("unread");
         log(
@@ -342,9 +353,10 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
       }
       connection.refusals = 0;
       group.calls += 1;
-      calls.add(response);
+      const call: Call = { slot: -1, response };
+      calls.add(call);
       response.once("close", () => {
-        if (calls.delete(response)) {
+        if (calls.delete(call)) {
           group.calls -= 1;
         }
       });

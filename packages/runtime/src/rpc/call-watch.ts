@@ -1,5 +1,6 @@
 import { constants, type ServerHttp2Stream } from "node:http2";
 import * as grpc from "@grpc/grpc-js";
+import { ActiveList, type Listed } from "../active-list.ts";
 import type { Connection, ConnectionTable } from "./connection-table.ts";
 import { COMPRESSED_MESSAGE_MAX_BYTES, type LimitReason, type OnLimit, type ServerLimits } from "./server-limits.ts";
 
@@ -43,7 +44,7 @@ export interface CallWatch {
   close(): void;
 }
 
-interface WatchedCall {
+interface WatchedCall extends Listed {
   readonly connection: Connection;
   readonly stream: ServerHttp2Stream;
   fail(code: grpc.status, details: string): void;
@@ -74,8 +75,19 @@ const LOOK_INTERVAL_MS = 250;
 const MOVED_BYTES = 1024;
 const MEBIBYTE = 1024 * 1024;
 
+const ignore = () => undefined;
+
+/**
+ * Takes what listens off a stream that is closed: node:http2 has its streams in a Map of each connection, whose dead tables
+ * keep them (see ActiveList), and with the listeners the whole call.
+ */
+function letGo(stream: ServerHttp2Stream): void {
+  stream.removeAllListeners();
+  stream.on("error", ignore);
+}
+
 export function createCallWatch(table: ConnectionTable, limits: ServerLimits, onLimit: OnLimit): CallWatch {
-  const calls = new Set<WatchedCall>();
+  const calls = new ActiveList<WatchedCall>();
   const streams = new WeakMap<CallInside, WatchedCall>();
   let bytesInAll = 0;
 
@@ -153,9 +165,9 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
   };
   const look = setInterval(() => {
     const now = performance.now();
-    for (const call of calls) {
+    calls.forEach((call) => {
       lookAt(call, now);
-    }
+    });
   }, LOOK_INTERVAL_MS).unref();
 
   /** Each message of a stream takes a turn as a call does, and its bytes count until the handler has it. */
@@ -179,6 +191,7 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
   ) => {
     const { stream } = inside;
     const call: WatchedCall = {
+      slot: -1,
       connection,
       stream,
       fail,
@@ -215,7 +228,10 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
     });
     // A client that was refused before its request was whole need not send the rest. Who streams requests may get more replies.
     stream.once("finish", () => call.requestOver || call.streamsRequests || stream.close(constants.NGHTTP2_NO_ERROR));
-    stream.once("close", () => end(call));
+    stream.once("close", () => {
+      end(call);
+      letGo(stream);
+    });
     const reason = reasonToRefuse(call);
     if (reason !== undefined) {
       process.nextTick(() => refuse(call, reason));

@@ -8,6 +8,7 @@ import {
   type HandlerContext,
 } from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
+import type { ActiveList, Listed } from "../active-list.ts";
 import { CALLER } from "../security/access.ts";
 import { callerOf } from "./call-authorization.ts";
 import { CallEnd } from "./call-end.ts";
@@ -28,8 +29,13 @@ import { EncodedMessage } from "./wire-forms.ts";
 /** A handler in Connect's form, its kind known only at run time. */
 export type Handler = (request: unknown, context: HandlerContext) => unknown;
 
-/** Ends a call with a reason, whatever its handler does. */
-export type RunningCalls = Set<(reason: unknown) => void>;
+/** A call that has no answer yet. */
+interface RunningCall extends Listed {
+  /** Ends it with a reason, whatever its handler does. */
+  end(reason: unknown): void;
+}
+
+export type RunningCalls = ActiveList<RunningCall>;
 
 /** What all calls of a server share. */
 export interface HandlerSurroundings {
@@ -147,8 +153,18 @@ function uncut<T>(answer: Promise<T> | T, running: RunningCalls): Promise<T> | T
     return answer;
   }
   return new Promise<T>((resolve, reject) => {
-    running.add(reject);
-    answer.then(resolve, reject).finally(() => running.delete(reject));
+    const call: RunningCall = { slot: -1, end: reject };
+    running.add(call);
+    answer.then(
+      (value) => {
+        running.delete(call);
+        resolve(value);
+      },
+      (error) => {
+        running.delete(call);
+        reject(error);
+      },
+    );
   });
 }
 

@@ -4,6 +4,7 @@ import { createServer } from "node:net";
 import { type DescMessage, type DescService, fromBinary, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import type { ServiceImpl } from "@connectrpc/connect";
 import * as grpc from "@grpc/grpc-js";
+import { ActiveList } from "../active-list.ts";
 import { WeightlineError } from "../error.ts";
 import { formatAddress } from "../network-address.ts";
 import type { CallFailure } from "./call-failure.ts";
@@ -171,7 +172,7 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,
     cut: cutting.signal,
-    running: new Set(),
+    running: new ActiveList(),
     streaming: new Set(),
     onTaken: watch.taken,
     secured: security !== undefined,
@@ -203,9 +204,9 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
       const over = Promise.withResolvers<void>();
       let timer = setTimeout(() => {
         cutting.abort(reason);
-        for (const end of around.running) {
-          end(reason);
-        }
+        around.running.forEach((call) => {
+          call.end(reason);
+        });
         timer = setTimeout(over.resolve, CUT_MS);
       }, graceMs);
       // The server does not know of connections any more that were asked to come again: their calls may end too.

@@ -2,6 +2,7 @@ import { createBoundedLog, type Logger, WeightlineError } from "@weightline/runt
 import { type RedisOptions as AllRedisOptions, Cluster, Redis } from "ioredis";
 import type { Clock } from "../directory.ts";
 import type { BackendErrorKind, DirectoryObserver } from "../directory-observer.ts";
+import { joinWrites } from "./joined-writes.ts";
 import { keyTypes, type Touched } from "./key-types.ts";
 import { describeRedis, type RedisAddress } from "./redis-address.ts";
 import { createRedisClock, type RedisClock } from "./redis-clock.ts";
@@ -106,7 +107,6 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
     autoResendUnfulfilledCommands: false,
     // It asks for INFO, which a user of the directory need not have; a Redis that is loading says so by itself.
     enableReadyCheck: false,
-    enableAutoPipelining: true,
     protocol: 2,
     db: address.database,
     ...(address.username === undefined ? {} : { username: address.username }),
@@ -147,8 +147,10 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
     });
   };
 
+  const join = joinWrites(client);
   const guarded = async <T>(command: () => Promise<T>): Promise<T> => {
     try {
+      join();
       return await command();
     } catch (error) {
       throw failure(error);

@@ -60,9 +60,15 @@ LocalListener::~LocalListener() {
 
 void LocalListener::taken(int socket) {
   if (hungUp(socket)) hold(connectedPid(socket), kLeftHold);
+  std::lock_guard lock(mutex_);
+  taken_++;
+}
+
+void LocalListener::turnEnded() {
   {
     std::lock_guard lock(mutex_);
-    handed_--;
+    handed_ -= taken_;
+    taken_ = 0;
   }
   ::eventfd_write(wake_.get(), 1);
 }

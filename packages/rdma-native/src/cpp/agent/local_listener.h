@@ -26,7 +26,7 @@ namespace weightline {
 // caller has left go first, then the oldest.
 inline constexpr size_t kMaxWaitingPerCaller = 64;
 inline constexpr size_t kMaxWaitingConnections = 512;
-// Handed over and not taken yet: the event loop is given no more at a time than it can look at between other work.
+// Handed over at most in a turn of the event loop, which looks at others in between.
 inline constexpr size_t kMaxHandedConnections = 2;
 
 // True when the other end has closed the connection.
@@ -46,6 +46,8 @@ class LocalListener {
   // One that was handed over has been taken. Where it was left meanwhile its caller's next comes a moment later: one that
   // connects and leaves for ever costs no more than that. From any thread.
   void taken(int socket);
+  // As many as were taken since the last time may be handed over. From any thread.
+  void turnEnded();
   // No connection of the process's caller is handed over for so long from now. From any thread.
   void hold(pid_t pid, std::chrono::milliseconds time);
 
@@ -83,7 +85,8 @@ class LocalListener {
   std::optional<CoreFollower> follower_;  // the thread's own
   std::mutex mutex_;
   std::vector<std::pair<pid_t, Time>> holds_;  // asked for and not looked at yet
-  size_t handed_ = 0;
+  size_t handed_ = 0;  // in this turn of those who take them, and before
+  size_t taken_ = 0;   // of them, and the turn has not ended
   bool stop_ = false;
   std::thread thread_;
 };

@@ -14,10 +14,22 @@ struct LocalListenerHandle {
   std::shared_ptr<EventSource<Descriptor>> connections;
   std::unique_ptr<LocalListener> listener;
   std::unique_ptr<CleanupHook> hook;
+  Napi::FunctionReference onTurnEnd;
+  bool turnEnds = false;  // onTurnEnd will be called
 
   void stop() {
     listener.reset();
     connections->close();
+    onTurnEnd.Reset();
+  }
+  // Node goes on with what a thread posts for as long as there is more, up to a thousand: connections that made room for the
+  // next at once would keep everything else waiting.
+  void taken(Napi::Env env, int socket) {
+    if (!listener) return;
+    listener->taken(socket);
+    if (turnEnds) return;
+    turnEnds = true;
+    env.Global().Get("setImmediate").As<Napi::Function>().Call({onTurnEnd.Value()});
   }
   ~LocalListenerHandle() {
     hook.reset();
@@ -30,8 +42,15 @@ Napi::Value createLocalListener(const Napi::CallbackInfo& info) {
     const std::string path = stringArgument(info[0], "path");
     if (!info[1].IsFunction()) throw Fault(Code::kInvalidArgument, "onConnection must be a function").field("onConnection");
     auto handle = std::make_shared<LocalListenerHandle>();
+    const auto turnEnd = [weak = std::weak_ptr(handle)](const Napi::CallbackInfo&) {
+      const auto handle = weak.lock();
+      if (!handle) return;
+      handle->turnEnds = false;
+      if (handle->listener) handle->listener->turnEnded();
+    };
+    handle->onTurnEnd = Napi::Persistent(Napi::Function::New(info.Env(), turnEnd));
     const auto toNumber = [raw = handle.get()](Napi::Env env, Descriptor& socket) -> Napi::Value {
-      if (raw->listener) raw->listener->taken(socket.get());
+      raw->taken(env, socket.get());
       return hungUp(socket.get()) ? Napi::Value() : Napi::Number::New(env, socket.release());
     };
     handle->connections = std::make_shared<EventSource<Descriptor>>(info.Env(), info[1].As<Napi::Function>(), "local connections", toNumber);

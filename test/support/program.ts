@@ -1,14 +1,16 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 /** The checkout's root. */
 export const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 
-/** How Node runs the programs that serve. */
-const NODE_FLAGS = readFileSync(`${ROOT}tools/node-flags`, "utf8")
-  .split("\n")
-  .filter((line) => line.startsWith("--"));
+/** How Node runs a program that serves, as `./mx` starts it. */
+function nodeFlags(root: string, entry: string): string[] {
+  const path = `${root}packages/${entry}/node-flags`;
+  const lines = existsSync(path) ? readFileSync(path, "utf8").split("\n") : [];
+  return lines.filter((line) => line.startsWith("--"));
+}
 
 /** What tools/setup.sh put there: reads metrics and rules as Prometheus does. */
 export const PROMTOOL = `${ROOT}.tools/promtool/promtool`;
@@ -59,7 +61,7 @@ export function startProgram(
     ...(options.wrapper ?? []),
     process.execPath,
     "--disable-warning=ExperimentalWarning",
-    ...NODE_FLAGS,
+    ...nodeFlags(options.root ?? ROOT, entry),
     `${options.root ?? ROOT}packages/${entry}/src/main.ts`,
     ...parameters,
   ];

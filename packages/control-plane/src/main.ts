@@ -1,12 +1,11 @@
 #!/usr/bin/env node
-import { configureProgram, createLogger, keepHeapSmall, runProgram } from "@weightline/runtime";
+import { configureProgram, createLogger, runProgram } from "@weightline/runtime";
 import { CONTROL_PLANE_OPTIONS } from "./configuration.ts";
 import { createControlPlane } from "./control-plane.ts";
 import { checkSecurity, securityWarnings } from "./security/security-options.ts";
 
 const PROGRAM = "weightline-control-plane";
 
-keepHeapSmall();
 await runProgram(PROGRAM, async () => {
   const configuration = configureProgram({
     program: PROGRAM,

@@ -1,13 +1,10 @@
 #!/usr/bin/env node
-import { configureProgram, createLogger, keepHeapSmall, keepNurserySmall, runProgram } from "@weightline/runtime";
+import { configureProgram, createLogger, runProgram } from "@weightline/runtime";
 import { AGENT_OPTIONS } from "./configuration.ts";
 import { createNodeAgent } from "./node-agent.ts";
 import { checkAgentSecurity } from "./peers/peer-security.ts";
 
 const PROGRAM = "weightline-node-agent";
-
-keepHeapSmall();
-keepNurserySmall();
 
 await runProgram(PROGRAM, async () => {
   const configuration = configureProgram({

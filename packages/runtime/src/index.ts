@@ -27,7 +27,6 @@ export {
   WeightlineError,
 } from "./error.ts";
 export { makeFolders } from "./folders.ts";
-export { keepHeapSmall, keepNurserySmall } from "./heap.ts";
 export { createLifecycle, type Lifecycle, type Part, type RunningProgram, runProgram } from "./lifecycle.ts";
 export { checkLogFile } from "./log-file.ts";
 export { createLogger, LOG_FORMATS, LOG_LEVELS, type Logger, type LoggingOptions } from "./logging.ts";

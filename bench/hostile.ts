@@ -5,7 +5,8 @@ import { writeTensors } from "../test/support/safetensors-file.ts";
 import { type BenchResult, check, machineName, pssBytes, type Series } from "./measure.ts";
 
 const KINDS = ["busy", "silent", "reconnect", "unread", "leases", "calls", "descriptors"] as const;
-const CALLS = 200;
+/** Two calls each: the p99 is the fourth worst. */
+const CALLS = 400;
 const RATIO_MAX = 2;
 const GROWTH_MAX_BYTES = 64 * 2 ** 20;
 

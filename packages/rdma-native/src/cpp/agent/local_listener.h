@@ -85,8 +85,8 @@ class LocalListener {
   std::optional<CoreFollower> follower_;  // the thread's own
   std::mutex mutex_;
   std::vector<std::pair<pid_t, Time>> holds_;  // asked for and not looked at yet
-  size_t handed_ = 0;  // in this turn of those who take them, and before
-  size_t taken_ = 0;   // of them, and the turn has not ended
+  size_t handed_ = 0;  // less those that were taken in turns that have ended
+  size_t taken_ = 0;   // of them, in the turn that has not
   bool stop_ = false;
   std::thread thread_;
 };

@@ -98,7 +98,7 @@ const server = await createGrpcServer({
   ],
 });
 const http = fastify();
-await mountLocalRpc(http, {
+mountLocalRpc(http, {
   maxMessageBytes: 1 << 20,
   shutdownSignal: new AbortController().signal,
   routes: [

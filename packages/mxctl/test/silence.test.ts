@@ -48,7 +48,7 @@ await new Promise<void>((resolve) => frozenPort.listen(0, "127.0.0.1", resolve))
 
 const slow = fastify();
 let statusCalls = 0;
-await mountLocalRpc(slow, {
+mountLocalRpc(slow, {
   maxMessageBytes: 1 << 20,
   shutdownSignal: new AbortController().signal,
   routes: [

@@ -54,8 +54,9 @@ export {
 } from "./rpc/grpc-server.ts";
 export { createHealthStatus, type HealthStatus } from "./rpc/health-service.ts";
 export { createLimitRecord, type LimitRecord } from "./rpc/limit-record.ts";
+export { refuseLocalCall, unaryAnswer } from "./rpc/local-answers.ts";
 export { createLocalClient } from "./rpc/local-client.ts";
-export { type LocalRpcOptions, mountLocalRpc, refuseLocalCall, unaryAnswer } from "./rpc/local-rpc.ts";
+export { type LocalRpcOptions, mountLocalRpc } from "./rpc/local-rpc.ts";
 export { checkMessageValues } from "./rpc/message-values.ts";
 export { withReflection } from "./rpc/reflection-service.ts";
 export { fromRpcError, malformedRequest, toConnectError } from "./rpc/rpc-error.ts";

@@ -63,7 +63,7 @@ const server = await createGrpcServer({
 });
 const channel = createGrpcChannel({ addresses: [{ host: "127.0.0.1", port: server.port }] });
 const http = fastify();
-await mountLocalRpc(http, {
+mountLocalRpc(http, {
   routes,
   maxMessageBytes: 1000,
   shutdownSignal: new AbortController().signal,

@@ -106,7 +106,7 @@ t.test("an error's facts arrive whole over gRPC; unknown failures show nothing o
 t.test("the same over HTTP/1.1 on a Unix socket", async (t) => {
   const folder = mkdtempSync(`${tmpdir()}/weightline-rpc-`);
   const http = fastify();
-  await mountLocalRpc(http, { routes: [service], maxMessageBytes: 1000, shutdownSignal: new AbortController().signal });
+  mountLocalRpc(http, { routes: [service], maxMessageBytes: 1000, shutdownSignal: new AbortController().signal });
   await http.listen({ path: `${folder}/s` });
   t.teardown(async () => {
     await http.close();

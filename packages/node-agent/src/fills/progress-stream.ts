@@ -40,18 +40,20 @@ export async function* watchFill<Result>(fill: RunningFill<Result>, signal: Abor
 
 /**
  * Brings what is wanted: yields the progress until it is here, then returns it. A pod's offer that comes to nothing is no
- * failure of those who waited for it: they look for another holder. `onBegin`: as in Acquirer.
+ * failure of those who waited for it: they look for another holder. `waiting`: asked for what ends the wait, when there is
+ * one. `onBegin`: as in Acquirer.
  */
 export async function* acquireStream(
   acquirer: Acquirer,
   wanted: Wanted,
-  signal: AbortSignal,
+  waiting: () => AbortSignal,
   onBegin?: () => () => void,
 ): AsyncGenerator<Progress, Acquired> {
   const here = acquirer.held(wanted);
   if (here !== undefined) {
     return { holding: here, outcome: "held" };
   }
+  const signal = waiting();
   for (;;) {
     const { fill, outcome } = acquirer.fill(wanted, onBegin);
     yield* watchFill(fill, signal);

@@ -86,6 +86,9 @@ interface Group extends CallerGroup {
 /** Key of those whose process the kernel does not tell. */
 const UNKNOWN = "a process that is not known";
 
+/** What those who wait for a caller are ended with when it left; one for all, since an error is dear to make. */
+const CALLER_LEFT = new WeightlineError("Cancelled", "the caller's connection ended");
+
 /** How often a stop looks whether the last answers are out. */
 const STOP_LOOK_MS = 10;
 
@@ -197,7 +200,7 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
           connection.calls.delete(call);
           group.calls -= 1;
         });
-        closed.abort(new WeightlineError("Cancelled", "the caller's connection ended"));
+        closed.abort(CALLER_LEFT);
         leases.leave(owner);
         forgetIdle(group);
       },

@@ -116,11 +116,11 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
       return http;
     },
   });
-  await mountLocalRpc(server, {
+  mountLocalRpc(server, {
     routes: [options.route],
     maxMessageBytes: MESSAGE_MAX_BYTES,
     shutdownSignal: stopping.signal,
-    contextValues: (request) => createContextValues().set(callerKey, connections.callerOf(request.raw.socket)),
+    contextValues: (request) => createContextValues().set(callerKey, connections.callerOf(request.socket)),
     onFailure: createFailureLog(log),
   });
   await server.ready();

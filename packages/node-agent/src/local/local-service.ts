@@ -109,13 +109,20 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       const started = performance.now();
       const timeoutMs = readTimeout("timeout_s", timeoutS);
       const wanted = readWanted(message);
-      // Not AbortSignal.timeout, which keeps what it holds until it fires, however soon the call ends.
-      const timeout = new AbortController();
-      const timer = setTimeout(() => timeout.abort(), timeoutMs);
-      const signal = AbortSignal.any([context.signal, caller.closed, timeout.signal]);
+      let isLate = false;
+      let timer: NodeJS.Timeout | undefined;
+      const waiting = () => {
+        // Not AbortSignal.timeout, which keeps what it holds until it fires, however soon the call ends.
+        const timeout = new AbortController();
+        timer = setTimeout(() => {
+          isLate = true;
+          timeout.abort();
+        }, timeoutMs);
+        return AbortSignal.any([context.signal, caller.closed, timeout.signal]);
+      };
       let undelivered: Lease | undefined;
       try {
-        const stream = acquireStream(acquirer, wanted, signal, caller.group.beginFill);
+        const stream = acquireStream(acquirer, wanted, waiting, caller.group.beginFill);
         let step = await stream.next();
         for (; step.done !== true; step = await stream.next()) {
           yield { event: { case: "progress", value: step.value } };
@@ -130,7 +137,7 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
         yield { event: { case: "held", value } };
         undelivered = undefined;
       } catch (error) {
-        const known = timeout.signal.aborted
+        const known = isLate
           ? new WeightlineError(
               "DeadlineExceeded",
               `${wanted.label} did not come within ${timeoutMs / 1000} s; its fill goes on`,
@@ -200,7 +207,7 @@ export function createLocalService(options: LocalServiceOptions): ServiceRoute {
       requireOperator(caller, "pull");
       refuseWhileDraining();
       const signal = AbortSignal.any([context.signal, caller.closed]);
-      const stream = acquireStream(acquirer, readWanted(message), signal, caller.group.beginFill);
+      const stream = acquireStream(acquirer, readWanted(message), () => signal, caller.group.beginFill);
       let step = await stream.next();
       for (; step.done !== true; step = await stream.next()) {
         yield { event: { case: "progress", value: step.value } };

@@ -210,7 +210,7 @@ export function createPeerService(options: PeerServiceOptions): ServiceRoute {
         });
       }
       const wanted = wantedFrom({ identity, rank });
-      const stream = acquireStream(acquirer, wanted, signal);
+      const stream = acquireStream(acquirer, wanted, () => signal);
       let step = await stream.next();
       for (; step.done !== true; step = await stream.next()) {
         yield { progress: step.value };

@@ -24,6 +24,7 @@ import {
   SWEEP_INTERVAL_MS,
   WAITING_MAX_BYTES,
 } from "./limits.ts";
+import type { LocalSocket } from "./local-socket.ts";
 import { createTurns } from "./turns.ts";
 
 /** Why a local caller was turned away; the metric's label. */
@@ -40,7 +41,7 @@ export interface ConnectionsOptions {
 /** The open connections of the local API: who is at each, and the caps of each pod. */
 export interface Connections {
   /** Takes a new socket in, or turns it away with words. False: it is taken care of. */
-  admit(socket: Socket): boolean;
+  admit(socket: LocalSocket): boolean;
   callerOf(socket: Socket): Caller | undefined;
   /** A call began; it ends with its response. Returns why it must be refused, if it must; its connection may be closed then. */
   begin(socket: Socket, response: ServerResponse): WeightlineError | undefined;
@@ -59,7 +60,7 @@ interface Call extends Listed {
 }
 
 interface Connection {
-  readonly socket: Socket;
+  readonly socket: LocalSocket;
   readonly caller: Caller;
   readonly group: Group;
   readonly calls: ActiveList<Call>;
@@ -77,6 +78,8 @@ interface Group extends CallerGroup {
   readonly connections: Set<Connection>;
   calls: number;
   fills: number;
+  /** Some of its calls wait for their turn, and no more of it is read until they had theirs. */
+  held: boolean;
   /** Connections that are being told that there is no room. */
   farewells: number;
   /** What its calls above the cap are told: always the same. */
@@ -91,20 +94,6 @@ const CALLER_LEFT = new WeightlineError("Cancelled", "the caller's connection en
 
 /** How often a stop looks whether the last answers are out. */
 const STOP_LOOK_MS = 10;
-
-/**
- * What a socket has below, also while Node's HTTP parser reads from it in the socket's place; there is no public name for it.
- * The kernel keeps what comes while it is stopped.
- */
-interface Handle {
-  readonly fd?: number;
-  readStop(): void;
-  readStart(): void;
-}
-
-function handleOf(socket: Socket): Handle | undefined {
-  return (socket as unknown as { _handle?: Handle | null })._handle ?? undefined;
-}
 
 /**
  * Until what runs now has ended. Node ends each call of a connection that closes with two errors of its own; their stacks take
@@ -135,13 +124,9 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
   const turns = createTurns<Group>({
     ration,
     onHold(group, held) {
+      group.held = held;
       for (const { socket } of group.connections) {
-        const handle = handleOf(socket);
-        if (held) {
-          handle?.readStop();
-        } else {
-          handle?.readStart();
-        }
+        socket.hold(held);
       }
     },
   });
@@ -157,6 +142,7 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
       connections: new Set(),
       calls: 0,
       fills: 0,
+      held: false,
       farewells: 0,
       callRefused: tooMany(key, "calls", POD_CALLS_MAX, POD_CALLS_MAX, "wait for one of its calls to end"),
       beginFill() {
@@ -181,7 +167,7 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
     }
   };
 
-  const add = (socket: Socket, group: Group, owner: LeaseOwner, role: CallerRole): Connection => {
+  const add = (socket: LocalSocket, group: Group, owner: LeaseOwner, role: CallerRole): Connection => {
     const closed = new AbortController();
     const connection: Connection = {
       socket,
@@ -206,6 +192,7 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
       },
     };
     bySocket.set(socket, connection);
+    socket.hold(group.held);
     group.connections.add(connection);
     socket.once("close", () => {
       // Before Node takes down the calls of the connection, which costs more than to begin them.
@@ -301,8 +288,8 @@ export function createConnections({ leases, log, onRefusal, onHold }: Connection
     }
   };
 
-  const enter = (socket: Socket): boolean => {
-    const peer = native.peerProcess(handleOf(socket)?.fd ?? -1);
+  const enter = (socket: LocalSocket): boolean => {
+    const peer = native.peerProcess(socket.descriptor);
     const role = roleOf(peer, agent);
     const group = groupOf(groupKeyOf(peer, role, agent));
     ration.spend(group.key);

@@ -1,6 +1,6 @@
 import { unlink } from "node:fs/promises";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
-import { connect, Socket } from "node:net";
+import { connect } from "node:net";
 import { dirname } from "node:path";
 import { createContextValues } from "@connectrpc/connect";
 import { native } from "@weightline/rdma-native";
@@ -18,6 +18,7 @@ import fastify from "fastify";
 import { callerKey } from "./caller.ts";
 import { type ConnectionsOptions, createConnections } from "./connections.ts";
 import { FAREWELL_MS, KEEP_ALIVE_MS, MESSAGE_MAX_BYTES, REQUEST_TIMEOUT_MS, SWEEP_INTERVAL_MS } from "./limits.ts";
+import { LocalSocket } from "./local-socket.ts";
 
 export interface LocalServerOptions extends Omit<ConnectionsOptions, "log" | "onHold"> {
   path: string;
@@ -127,7 +128,7 @@ export async function startLocalServer(options: LocalServerOptions): Promise<Loc
   // Node's server gets connections from ours and listens nowhere: this makes it look after their timeouts all the same.
   http.emit("listening");
   const listener = native.createLocalListener(path, (descriptor) => {
-    const socket = new Socket({ fd: descriptor, readable: true, writable: true, allowHalfOpen: true });
+    const socket = new LocalSocket(descriptor);
     if (connections.admit(socket)) {
       http.emit("connection", socket);
     }

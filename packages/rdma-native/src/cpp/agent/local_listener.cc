@@ -143,7 +143,7 @@ LocalListener::Time LocalListener::handOver() {
 }
 
 bool LocalListener::handOverOne(const std::string& key) {
-  auto& waiting = waiting_[key];
+  auto& waiting = waiting_[key].sockets;
   while (!waiting.empty() && hungUp(waiting.front().get())) {
     waiting.pop_front();
     count_--;
@@ -192,31 +192,32 @@ void LocalListener::add(Descriptor socket) {
   const pid_t pid = connectedPid(socket.get());
   follower_->connected(pid);
   const std::string& key = callerOf(pid);
-  auto& waiting = waiting_[key];
-  if (waiting.size() >= kMaxWaitingPerCaller) forgetLeft(waiting);
-  if (waiting.size() >= kMaxWaitingPerCaller) {
-    waiting.pop_front();
+  Queue& waiting = waiting_[key];
+  if (waiting.sockets.size() >= kMaxWaitingPerCaller) forgetLeft(waiting);
+  if (waiting.sockets.size() >= kMaxWaitingPerCaller) {
+    waiting.sockets.pop_front();
     count_--;
   }
   // It is in the turns already when others of it wait, or waited until they were forgotten just now.
   if (std::find(turns_.begin(), turns_.end(), key) == turns_.end()) turns_.push_back(key);
-  waiting.push_back(std::move(socket));
+  waiting.sockets.push_back(std::move(socket));
+  waiting.added++;
   count_++;
   if (count_ > kMaxWaitingConnections) dropOne();
 }
 
 bool LocalListener::dropOne() {
-  const auto most = std::max_element(waiting_.begin(), waiting_.end(), [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); });
-  if (most == waiting_.end() || most->second.empty()) return false;
-  most->second.pop_front();
+  const auto most = std::max_element(waiting_.begin(), waiting_.end(), [](const auto& a, const auto& b) { return a.second.sockets.size() < b.second.sockets.size(); });
+  if (most == waiting_.end() || most->second.sockets.empty()) return false;
+  most->second.sockets.pop_front();
   count_--;
   return true;
 }
 
-void LocalListener::forgetLeft(std::deque<Descriptor>& waiting) {
-  const size_t before = waiting.size();
-  std::erase_if(waiting, [](const Descriptor& socket) { return hungUp(socket.get()); });
-  count_ -= before - waiting.size();
+void LocalListener::forgetLeft(Queue& waiting) {
+  if (waiting.added < kMaxWaitingPerCaller) return;
+  waiting.added = 0;
+  count_ -= std::erase_if(waiting.sockets, [](const Descriptor& socket) { return hungUp(socket.get()); });
 }
 
 const std::string& LocalListener::callerOf(pid_t pid) {

@@ -58,6 +58,11 @@ class LocalListener {
     Time until;
   };
 
+  struct Queue {
+    std::deque<Descriptor> sockets;  // oldest first
+    size_t added = kMaxWaitingPerCaller;  // since it was last looked through for those that were left
+  };
+
   void run();
   void takeHolds();
   // Returns when the next of those who are held may come; Time::max() for none.
@@ -70,14 +75,16 @@ class LocalListener {
   void add(Descriptor socket);
   // Closes the oldest of the caller that has most; false when none waits.
   bool dropOne();
-  void forgetLeft(std::deque<Descriptor>& waiting);
+  // Lets go of those that were left. At most once in as many as may wait: looking at all of them for each that comes would
+  // keep all others waiting.
+  void forgetLeft(Queue& waiting);
   const std::string& callerOf(pid_t pid);
 
   const std::function<void(Descriptor)> onConnection_;
   SocketFile file_;
   Descriptor wake_;
   Descriptor spare_;  // given up for a moment to accept and close when no other is left
-  std::map<std::string, std::deque<Descriptor>> waiting_;
+  std::map<std::string, Queue> waiting_;
   std::deque<std::string> turns_;  // callers that have some
   size_t count_ = 0;
   std::unordered_map<pid_t, Caller> callers_;

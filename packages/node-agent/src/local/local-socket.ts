@@ -1,10 +1,7 @@
 import { Socket, type SocketConstructorOpts } from "node:net";
-import type { DuplexOptions } from "node:stream";
 
 /** Room for what one read takes: a dozen calls. */
 const READ_BYTES = 2048;
-/** Bytes of answers that the kernel does not take at which Node reads no more of a connection until they are gone. */
-const UNREAD_BYTES = 1024;
 
 /** What a read puts into, of all sockets: it is copied before the next. */
 const room = new Uint8Array(READ_BYTES);
@@ -33,9 +30,8 @@ export class LocalSocket extends Socket {
 
   /** `descriptor` is the socket's from then on. */
   constructor(descriptor: number) {
-    const options: SocketConstructorOpts & DuplexOptions = {
+    const options: SocketConstructorOpts = {
       fd: descriptor,
-      writableHighWaterMark: UNREAD_BYTES,
       readable: true,
       writable: true,
       allowHalfOpen: true,

@@ -1,7 +1,13 @@
 import { Socket, type SocketConstructorOpts } from "node:net";
+import type { DuplexOptions } from "node:stream";
 
 /** Room for what one read takes: a dozen calls. */
 const READ_BYTES = 2048;
+/**
+ * Bytes of answers that the kernel does not take at which Node reads no more of a connection, until they are gone: few enough
+ * that one who reads slowly does not come to the cap of calls.
+ */
+const UNREAD_BYTES = 32 * 1024;
 
 /** What a read puts into, of all sockets: it is copied before the next. */
 const room = new Uint8Array(READ_BYTES);
@@ -30,8 +36,11 @@ export class LocalSocket extends Socket {
 
   /** `descriptor` is the socket's from then on. */
   constructor(descriptor: number) {
-    const options: SocketConstructorOpts = {
+    const options: SocketConstructorOpts & DuplexOptions = {
       fd: descriptor,
+      // What Node reads ahead while it takes nothing comes to the parser in one go afterwards.
+      readableHighWaterMark: READ_BYTES,
+      writableHighWaterMark: UNREAD_BYTES,
       readable: true,
       writable: true,
       allowHalfOpen: true,

@@ -260,6 +260,12 @@ t.test("who leaves ends its call, wherever it was; the others go on", async (t) 
   await leave(endless, { ...STREAM, "content-length": String(endless.length) }, "Load");
   t.ok(await until(() => left === 2), "while a stream waits for its reader");
   t.ok(items < 1000, `${items} messages of 10 kB were made for one who reads nothing`);
+  left = 0;
+  items = 0;
+  const head = `POST /weightline.local.v1.AgentService/Load HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/connect+json\r\ncontent-length: ${endless.length}\r\n\r\n`;
+  const behind = Buffer.concat([endless, Buffer.from(head), endless]);
+  await leave(behind, { ...STREAM, "content-length": String(endless.length) }, "Load");
+  t.ok(await until(() => left === 2), "and while it waits behind another of its connection");
   t.match(await client.status({}), { node: "n" });
 });
 

@@ -38,7 +38,7 @@ function handlerOf({ implementation }: ServiceRoute, method: DescMethod): Handle
   return (
     handler?.bind(implementation) ??
     (() => {
-      throw new ConnectError(`${method.parent.typeName}.${method.name} is not implemented`, Code.Unimplemented);
+      throw new ConnectError(`${method.parent.typeName}.${method.name} is not served here`, Code.Unimplemented);
     })
   );
 }

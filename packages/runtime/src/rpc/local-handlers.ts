@@ -13,6 +13,7 @@ import {
 import type { ActiveList } from "../active-list.ts";
 import { WeightlineError } from "../error.ts";
 import { type CallFailure, failCall } from "./call-failure.ts";
+import { drained } from "./drained.ts";
 import type { Handler } from "./grpc-handlers.ts";
 import { CALL_OVER } from "./lazy-context.ts";
 import { STREAM_ENDED_WELL, send, streamEnd, unaryAnswer } from "./local-answers.ts";
@@ -75,19 +76,6 @@ function timeoutOf(request: IncomingMessage): number | undefined {
   return timeoutMs;
 }
 
-/** Resolves when more may be written, or nothing ever will be. */
-function drained(response: ServerResponse): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      response.off("drain", done);
-      response.off("close", done);
-      resolve();
-    };
-    response.on("drain", done);
-    response.on("close", done);
-  });
-}
-
 /**
  * Writes what comes at once with one system call: it leaves when nothing more comes by itself. Until then Node would send
  * the head, each message and the end one by one, and wake the reader each time.
@@ -105,7 +93,7 @@ function isGone(response: ServerResponse): boolean {
 }
 
 /**
- * A method over HTTP/1.1 in Connect's form. Connect's own handler makes a dozen generator functions for each call; V8 gives
+ * A method over HTTP/1.1 in Connect's form. Connect's own handler makes up to a dozen generator functions for each call; V8 gives
  * each a map among the old objects, and what that holds (the whole call) stays until the next full collection.
  */
 export function createLocalHandler(

@@ -1,21 +1,9 @@
 import { create, type DescMethod, type MessageShape } from "@bufbuild/protobuf";
 import type * as grpc from "@grpc/grpc-js";
+import { drained } from "./drained.ts";
 
 type Message = MessageShape<DescMethod["input"]>;
 type Call = grpc.ClientDuplexStream<Message, Message>;
-
-/** Waits until the call takes more, or is over. */
-function drained(call: Call): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      call.off("drain", done);
-      call.off("close", done);
-      resolve();
-    };
-    call.on("drain", done);
-    call.on("close", done);
-  });
-}
 
 /** The messages that a caller streams. Until a reply came they may go to another call from the first one on. */
 export class RequestStream {

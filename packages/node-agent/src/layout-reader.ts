@@ -1,5 +1,7 @@
 import { createHash } from "node:crypto";
-import { open, readFile } from "node:fs/promises";
+import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { WeightlineError } from "@weightline/runtime";
 
 /** What the header of a layout says (objects.md, "Layout format"). */
@@ -86,20 +88,27 @@ export function segmentPaths(header: LayoutHeader): string[] {
  * compares `digest` with the record's before it believes a number. Refused: a version that is not known here.
  */
 export async function readLayoutHeader(folder: string): Promise<LayoutHeader> {
-  const file = await open(`${folder}/layout`);
+  const file = openSync(`${folder}/layout`, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
   try {
     const hash = createHash("sha256");
-    const buffer = Buffer.allocUnsafe(Math.max(1, Math.min(READ_BYTES, (await file.stat()).size)));
+    const buffer = Buffer.allocUnsafe(Math.max(1, Math.min(READ_BYTES, fstatSync(file).size)));
     const pieces: Buffer[] = [];
     let wanted = PREAMBLE_BYTES;
     let size = 0;
-    for (let n = -1; n !== 0; size += n) {
-      n = (await file.read(buffer, 0, buffer.length, size)).bytesRead;
+    for (
+      let n = readSync(file, buffer, 0, buffer.length, 0);
+      n > 0;
+      n = readSync(file, buffer, 0, buffer.length, size)
+    ) {
       const piece = buffer.subarray(0, n);
       hash.update(piece);
-      if (n > 0 && size < wanted) {
+      if (size < wanted) {
         pieces.push(Buffer.from(piece));
         wanted = PREAMBLE_BYTES + headerBytesOf(Buffer.concat(pieces));
+      }
+      size += n;
+      if (n === READ_BYTES) {
+        await nextTurn();
       }
     }
     const { raw } = parse(Buffer.concat(pieces));
@@ -114,7 +123,7 @@ export async function readLayoutHeader(folder: string): Promise<LayoutHeader> {
       digest: hash.digest("hex"),
     };
   } finally {
-    await file.close();
+    closeSync(file);
   }
 }
 

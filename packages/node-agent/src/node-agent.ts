@@ -132,17 +132,7 @@ async function start(
   const registry = createHoldingRegistry(store);
   const { totalBytes } = await store.space();
   const limitBytes = memoryLimit(configuration.memoryLimit, totalBytes);
-  const operations = await createOperationsServer({
-    bind,
-    port: configuration.metricsPort,
-    portFlag: "--metrics-port",
-    metrics: agentMetrics.metrics,
-    notReady: () => reasons(),
-    onFailure: createFailureLog(log),
-  });
-  life.add({ name: "operations server", stop: () => operations.stop() });
-
-  const mover = await startMover({
+  const { mover, ready: moverReady } = startMover({
     store: store.path,
     bind,
     port: configuration.dataPort,
@@ -153,6 +143,15 @@ async function start(
     onRestart: () => agentMetrics.moverRestarted(),
   });
   life.add({ name: "mover", stop: () => mover.stop() });
+  const operations = await createOperationsServer({
+    bind,
+    port: configuration.metricsPort,
+    portFlag: "--metrics-port",
+    metrics: agentMetrics.metrics,
+    notReady: () => reasons(),
+    onFailure: createFailureLog(log),
+  });
+  life.add({ name: "operations server", stop: () => operations.stop() });
 
   const channel = createGrpcChannel({ addresses: controlPlane, tls: security.controlPlane });
   life.add({ name: "control plane channel", stop: () => channel.close() });
@@ -390,6 +389,7 @@ async function start(
   limitRecord.follow(() => peerServer.connections());
   address = formatAddress({ host, port: peerServer.port });
 
+  await moverReady;
   const recovered = await recover({
     store,
     registry,

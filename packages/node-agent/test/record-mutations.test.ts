@@ -68,7 +68,7 @@ async function checkRead(read: HoldingRecord): Promise<string | undefined> {
   }
   mkdirSync(`${folder}/again`, { recursive: true });
   await writeRecord(`${folder}/again`, read);
-  const again = await readRecord(`${folder}/again`);
+  const again = readRecord(`${folder}/again`);
   const text = (record: HoldingRecord | undefined) =>
     JSON.stringify(record, (_, value) => (typeof value === "bigint" ? `${value}n` : value));
   return text(again) === text(read) ? undefined : `not the same when written and read again: ${text(again)}`;
@@ -108,7 +108,7 @@ t.test(`${MUTATIONS} changed records, seed ${SEED}`, { timeout: 380_000 }, async
     writeFileSync(`${folder}/record.json`, changed);
     let problem: string | undefined;
     try {
-      const read = await readRecord(folder);
+      const read = readRecord(folder);
       counts.taken += 1;
       problem = read === undefined ? "a record that is there was not seen" : await checkRead(read);
     } catch (error) {

@@ -1,9 +1,9 @@
 // Small files of the store: whole or not at all, also when not one page is free.
 
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statfsSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statfsSync, symlinkSync, writeFileSync } from "node:fs";
 import t from "tap";
-import { writeWholeJson } from "../src/store/whole-file.ts";
+import { readFileAtOnce, writeWholeJson } from "../src/store/whole-file.ts";
 
 const cannotMount = process.getuid?.() === 0 ? false : "a tmpfs can be mounted by root alone";
 
@@ -41,3 +41,23 @@ t.test(
     t.same(readdirSync(mount).sort(), ["a.json", "filler"], "nothing half-written");
   },
 );
+
+t.test("read at once: at most so many bytes, and nothing that waits or leads elsewhere", async (t) => {
+  const folder = mkdtempSync("/dev/shm/weightline-whole-");
+  t.teardown(() => rmSync(folder, { recursive: true }));
+  writeFileSync(`${folder}/file`, "0123456789");
+  t.equal(readFileAtOnce(`${folder}/file`, 100).toString(), "0123456789");
+  t.equal(readFileAtOnce(`${folder}/file`, 4).toString(), "0123");
+  t.throws(() => readFileAtOnce(`${folder}/none`, 4), { code: "ENOENT" });
+  symlinkSync(`${folder}/file`, `${folder}/link`);
+  t.throws(() => readFileAtOnce(`${folder}/link`, 4), { code: "ELOOP" });
+  // Nobody writes to it: who waits for a writer waits for ever.
+  execFileSync("mkfifo", [`${folder}/pipe`]);
+  t.equal(readFileAtOnce(`${folder}/pipe`, 4).length, 0);
+  t.throws(() => readFileAtOnce(folder, 4), { code: "EISDIR" });
+  const open = readdirSync("/proc/self/fd").length;
+  for (let i = 0; i < 20; i++) {
+    t.throws(() => readFileAtOnce(folder, 4));
+  }
+  t.equal(readdirSync("/proc/self/fd").length, open, "nothing stays open");
+});

@@ -9,6 +9,7 @@ import { ownCgroupMemoryLimit } from "../memory-limit.ts";
 import type { MoverProcess } from "../mover/mover-process.ts";
 import type { DialPeer } from "../peers/peer-security.ts";
 import { NewerRecordError, readRecord } from "../store/holding-record.ts";
+import { mapInSlices } from "../store/in-slices.ts";
 import type { StoreFolder } from "../store/store-folder.ts";
 import type { Check } from "./check.ts";
 import { type ClockFacts, clockChecks } from "./clock.ts";
@@ -89,12 +90,14 @@ export function createDoctor(options: DoctorOptions): Doctor {
     const { holdingIds, foreign } = await options.store.list();
     const all = options.registry.all();
     const strangers = holdingIds.filter((id) => options.registry.get(id) === undefined);
-    const isNewer = (id: string) =>
-      readRecord(options.store.holdingFolder(id)).then(
-        () => false,
-        (error: unknown) => error instanceof NewerRecordError,
-      );
-    const newer = await Promise.all(strangers.map(async (id) => ((await isNewer(id)) ? [id] : [])));
+    const newer = await mapInSlices(strangers, (id) => {
+      try {
+        readRecord(options.store.holdingFolder(id));
+        return [];
+      } catch (error) {
+        return error instanceof NewerRecordError ? [id] : [];
+      }
+    });
     const inState = (state: string) => all.filter(({ record }) => record.state === state);
     return storeChecks({
       path: options.store.path,

@@ -1,3 +1,4 @@
+import { rmSync } from "node:fs";
 import { lstat, readdir, rm } from "node:fs/promises";
 import { type ErrorCode, type Logger, toWeightlineError, WeightlineError } from "@weightline/runtime";
 import { persistentOrder } from "../fills/persistent-order.ts";
@@ -5,6 +6,7 @@ import { type LayoutHeader, readLayoutHeader } from "../layout-reader.ts";
 import type { MoverClient } from "../mover/mover-client.ts";
 import { MoverLostError } from "../mover/mover-process.ts";
 import { type HoldingRecord, NewerRecordError, readRecord } from "../store/holding-record.ts";
+import { mapInSlices } from "../store/in-slices.ts";
 import type { StoreFolder } from "../store/store-folder.ts";
 import type { Evictor } from "./evictor.ts";
 import { chargeOf, type Holding, modelNameOf } from "./holding.ts";
@@ -66,7 +68,7 @@ type Found =
 async function readFolder(folder: string): Promise<Found> {
   let record: HoldingRecord | undefined;
   try {
-    record = await readRecord(folder);
+    record = readRecord(folder);
   } catch (error) {
     const why = toWeightlineError(error).message;
     return { kind: error instanceof NewerRecordError ? "newer" : "unusable", why };
@@ -210,9 +212,10 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
     }
   };
 
-  const folders = await Promise.all(
-    holdingIds.map(async (id) => ({ id, found: await readFolder(store.holdingFolder(id)) })),
-  );
+  const folders = await mapInSlices(holdingIds, async (id) => ({
+    id,
+    found: await readFolder(store.holdingFolder(id)),
+  }));
   const usable: Array<{ holding: Holding; step: RecoveryStep }> = [];
   const unusable: Array<{ holding: Holding; why: string }> = [];
   for (const { id, found } of folders) {
@@ -224,11 +227,11 @@ export async function recover(options: RecoveryOptions): Promise<Recovered> {
       usable.push({ holding: adopt(id, found.record, found.layout), step: found.step });
     }
   }
-  await Promise.all(
-    usable.flatMap(({ holding }) =>
-      HALF_WRITTEN.map((name) => rm(`${store.holdingFolder(holding.id)}/${name}`, { force: true })),
-    ),
-  );
+  await mapInSlices(usable, ({ holding }) => {
+    for (const name of HALF_WRITTEN) {
+      rmSync(`${store.holdingFolder(holding.id)}/${name}`, { force: true });
+    }
+  });
   await rm(`${store.path}/node.json.new`, { force: true });
   await Promise.all(unusable.map(({ holding, why }) => evict(holding, why)));
 

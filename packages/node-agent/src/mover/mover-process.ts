@@ -299,16 +299,20 @@ class Mover implements MoverProcess {
 }
 
 /**
- * Starts the mover; throws what kept it from starting (a port that is taken, a broken addon). One that is killed before it
- * listens is followed by the next.
+ * Starts the mover, which takes a while: its orders wait until then. `ready` rejects with what kept it from starting (a port
+ * that is taken, a broken addon); one that is killed before it listens is followed by the next.
  */
-export async function startMover(options: MoverProcessOptions): Promise<MoverProcess> {
+export function startMover(options: MoverProcessOptions): { mover: MoverProcess; ready: Promise<void> } {
   const mover = new Mover(options);
-  await mover.start().catch((error: unknown) => {
-    if (!(error instanceof MoverLostError)) {
-      throw error;
-    }
-  });
-  await mover.ready();
-  return mover;
+  const ready = mover
+    .start()
+    .catch((error: unknown) => {
+      if (!(error instanceof MoverLostError)) {
+        throw error;
+      }
+    })
+    .then(mover.ready);
+  // Who starts other things meanwhile may fail before asking.
+  ready.catch(() => undefined);
+  return { mover, ready };
 }

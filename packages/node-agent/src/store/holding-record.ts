@@ -1,12 +1,11 @@
 import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { identityFromJson, identityToJson } from "@weightline/proto";
 import type { SourceIdentity } from "@weightline/proto/p2p";
 import type { SourceFile } from "@weightline/rdma-native";
 import { WeightlineError } from "@weightline/runtime";
 import { HOLDING_STATES, type HoldingStateName } from "../holdings/holding-state.ts";
 
-import { writeWholeJson } from "./whole-file.ts";
+import { readFileAtOnce, writeWholeJson } from "./whole-file.ts";
 
 /** Version of record.json that this agent writes, and the oldest agent that may read what it writes. */
 export const RECORD_FORMAT = 1;
@@ -217,17 +216,16 @@ function parseRecord(text: string, folder: string): HoldingRecord {
   return record;
 }
 
-/** Reads it; undefined when there is none. Throws Corrupt naming the field, or NewerRecordError. */
-export async function readRecord(folder: string): Promise<HoldingRecord | undefined> {
-  let text: string;
+/** Reads it, at once; undefined when there is none. Throws Corrupt naming the field, or NewerRecordError. */
+export function readRecord(folder: string): HoldingRecord | undefined {
+  let bytes: Buffer;
   try {
-    const bytes = await readFile(`${folder}/${RECORD_NAME}`);
-    text = bytes.subarray(0, RECORD_MAX_BYTES).toString("utf8");
+    bytes = readFileAtOnce(`${folder}/${RECORD_NAME}`, RECORD_MAX_BYTES);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") {
       return undefined;
     }
     throw error;
   }
-  return parseRecord(text, folder);
+  return parseRecord(bytes.toString("utf8"), folder);
 }

@@ -21,8 +21,8 @@ import { until } from "./processes.ts";
 /** Codes of RST_STREAM and GOAWAY. */
 export const H2 = { noError: 0, refusedStream: 7, cancel: 8, enhanceYourCalm: 11 } as const;
 
-/** `grpc-status` as nghttp2 writes it, Huffman-coded; then come its value's length and the value, plain. */
-const GRPC_STATUS = Buffer.from("9acac8b21234da8f", "hex");
+/** The server writes it plain; then come its value's length and the value. */
+const GRPC_STATUS = Buffer.from("grpc-status");
 
 function statusIn(block: Buffer): number | undefined {
   const at = block.indexOf(GRPC_STATUS);

@@ -45,13 +45,7 @@ export { createOperationsServer, type OperationsServer, type OperationsServerOpt
 export { type CallFailure, createFailureLog } from "./rpc/call-failure.ts";
 export type { ServerSecurity } from "./rpc/connection-intake.ts";
 export { createGrpcChannel, type GrpcChannel, type GrpcChannelOptions } from "./rpc/grpc-client.ts";
-export {
-  createGrpcServer,
-  type GrpcServer,
-  type GrpcServerOptions,
-  route,
-  type ServiceRoute,
-} from "./rpc/grpc-server.ts";
+export { createGrpcServer, type GrpcServer, type GrpcServerOptions } from "./rpc/grpc-server.ts";
 export { createHealthStatus, type HealthStatus } from "./rpc/health-service.ts";
 export { createLimitRecord, type LimitRecord } from "./rpc/limit-record.ts";
 export { refuseLocalCall, unaryAnswer } from "./rpc/local-answers.ts";
@@ -70,6 +64,7 @@ export {
   SERVER_LIMITS,
   type ServerLimits,
 } from "./rpc/server-limits.ts";
+export { route, type ServiceRoute } from "./rpc/service-route.ts";
 export { EncodedMessage, routeInWireForms, type WireForm } from "./rpc/wire-forms.ts";
 export {
   type Authorize,

@@ -305,15 +305,41 @@ t.test("a stream's bytes count until its handler has them: it may go on for ever
   }
   t.equal(count, 100, `${count * text.length} bytes in all, of ${limit}`);
 
-  async function* flood() {
+  const taken = new Map<number, number>();
+  async function* flood(number: number) {
     yield { service: "wait" };
     for (;;) {
+      taken.set(number, (taken.get(number) ?? 0) + 1);
       yield { service: text };
       await new Promise((resolve) => setImmediate(resolve));
     }
   }
-  const stream = ours(t, limited.port).echo(flood())[Symbol.asyncIterator]();
-  await t.rejects(stream.next(), { code: Code.ResourceExhausted });
+  // One that is not read waits by the window of its stream; many of them are too many.
+  const patient = new AbortController();
+  const one = ours(t, limited.port).echo(flood(0), { signal: patient.signal })[Symbol.asyncIterator]();
+  const first = one.next();
+  first.catch(() => undefined);
+  await until("its client to wait", async () => {
+    const before = taken.get(0);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    return before !== undefined && before > 5 && before === taken.get(0);
+  });
+  const others = Array.from({ length: 5 }, (_, i) =>
+    ours(t, limited.port)
+      .echo(flood(i + 1))
+      [Symbol.asyncIterator]()
+      .next(),
+  );
+  const refusal = await Promise.any(
+    others.map((other) =>
+      other.then(
+        () => undefined,
+        (error: unknown) => error,
+      ),
+    ),
+  );
+  t.match(refusal, { code: Code.ResourceExhausted });
+  patient.abort();
 });
 
 t.test("what compressed messages may become counts for as long as their stream is open", async (t) => {

@@ -1,9 +1,11 @@
-import type { EventEmitter } from "node:events";
 import { Code, ConnectError } from "@connectrpc/connect";
-import type * as grpc from "@grpc/grpc-js";
+import type { GrpcCall } from "./grpc-call.ts";
 
-interface Cancellable extends EventEmitter {
-  getDeadline(): grpc.Deadline;
+/** What a call ends with whose time is over, or whose client gave it up. */
+export function cancelReason(isLate: boolean): Error {
+  return isLate
+    ? new ConnectError("the call's deadline is over", Code.DeadlineExceeded)
+    : new DOMException("the client gave the call up", "AbortError");
 }
 
 /**
@@ -14,18 +16,11 @@ export class CallEnd {
   #reason: unknown;
   readonly #waiting = new Set<() => void>();
 
-  constructor(call: Cancellable) {
-    // grpc-js says so of every call, when it has ended too.
-    call.on("cancelled", () => {
-      if (this.#reason !== undefined) {
-        return;
+  constructor(call: GrpcCall) {
+    call.onCancelled((isLate) => {
+      if (this.#reason === undefined) {
+        this.end(cancelReason(isLate));
       }
-      const isLate = Number(call.getDeadline()) <= Date.now();
-      this.end(
-        isLate
-          ? new ConnectError("the call's deadline is over", Code.DeadlineExceeded)
-          : new DOMException("the client gave the call up", "AbortError"),
-      );
     });
   }
 

@@ -1,4 +1,3 @@
-import type { Http2Session } from "node:http2";
 import type { Socket } from "node:net";
 import type { LimitReason, OnLimit, ServerLimits } from "./server-limits.ts";
 import { createTurns } from "./turns.ts";
@@ -21,8 +20,8 @@ export interface Connection {
   readonly acceptedAtMs: number;
   /** What HTTP/2 is spoken on: the socket, or the TLS on it; undefined until that is known. */
   http2: Socket | undefined;
-  /** Known from its first call on. */
-  session: Http2Session | undefined;
+  /** Asks the client to come again elsewhere; undefined until HTTP/2 is spoken. */
+  session: { close(): void } | undefined;
   callsCount: number;
 }
 
@@ -30,10 +29,9 @@ export interface Connection {
 export interface ConnectionTable {
   /** False: the connection was refused and is gone. */
   admit(socket: Socket): boolean;
-  /** HTTP/2 can be spoken from now on, on the connection itself or on the TLS on it. */
-  ready(socket: Socket): void;
-  /** A call began on the connection between these addresses; undefined for one that is gone already. */
-  callBegan(ends: ConnectionEnds, session: Http2Session | undefined): Connection | undefined;
+  /** HTTP/2 can be spoken from now on, on the connection itself or on the TLS on it; undefined when it is gone already. */
+  ready(socket: Socket): Connection | undefined;
+  callBegan(connection: Connection): void;
   callEnded(connection: Connection): void;
   /** Starts the call's work when it is its peer's turn. */
   startCall(connection: Connection, start: () => void): void;
@@ -166,17 +164,15 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
       if (connection !== undefined) {
         connection.http2 = socket;
       }
+      return connection;
     },
-    callBegan(ends, session) {
-      const connection = byEnds.get(keyOf(ends));
-      if (connection !== undefined) {
-        connection.callsCount += 1;
-        connection.session = session;
+    callBegan(connection) {
+      connection.callsCount += 1;
+      if (connection.callsCount === 1) {
         connection.peer.idle.delete(connection);
         idle.delete(connection);
         fresh.delete(connection);
       }
-      return connection;
     },
     callEnded(connection) {
       connection.callsCount -= 1;

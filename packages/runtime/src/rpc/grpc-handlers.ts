@@ -1,5 +1,4 @@
-import type { EventEmitter } from "node:events";
-import { create, type DescMessage, type DescMethod, type MessageShape } from "@bufbuild/protobuf";
+import { create, type DescMessage, type DescMethod, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import {
   Code,
   type ContextValues,
@@ -7,23 +6,17 @@ import {
   createHandlerContext,
   type HandlerContext,
 } from "@connectrpc/connect";
-import * as grpc from "@grpc/grpc-js";
 import type { ActiveList, Listed } from "../active-list.ts";
 import { CALLER } from "../security/access.ts";
-import { callerOf } from "./call-authorization.ts";
-import { CallEnd } from "./call-end.ts";
+import { CallEnd, cancelReason } from "./call-end.ts";
 import { type CallFailure, failCall, newRequestId } from "./call-failure.ts";
-import { toHeaders } from "./grpc-metadata.ts";
+import type { GrpcCall } from "./grpc-call.ts";
+import { toHeaders } from "./grpc-request.ts";
+import type { GrpcStatus } from "./grpc-status.ts";
 import { CALL_OVER, LazyContext } from "./lazy-context.ts";
+import { brokenRequest, decodeMessage, tooLarge } from "./received-message.ts";
 import { ERROR_METADATA, encodeDetail, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
-import {
-  decoded,
-  type ReplyStream,
-  type RequestStream,
-  requestsOf,
-  type StreamSides,
-  sendAll,
-} from "./stream-messages.ts";
+import { requestsOf, type StreamSides, sendAll } from "./stream-messages.ts";
 import { EncodedMessage } from "./wire-forms.ts";
 
 /** A handler in Connect's form, its kind known only at run time. */
@@ -48,63 +41,56 @@ export interface HandlerSurroundings {
   /** Calls with a stream of requests or replies; they end with the reason of `shutdown`. */
   streaming: Set<CallEnd>;
   /** Told when a handler takes a message of a stream. */
-  onTaken: (call: unknown) => void;
+  onTaken: (call: GrpcCall) => void;
+  /** Calls back when it is the call's turn to start, or to read one more message. */
+  takeTurn: (call: GrpcCall, start: () => void) => void;
   /** Told of every finished call. */
   onCall?: (service: string, method: string, code: string, seconds: number) => void;
   /** Told of every call that failed. */
   onFailure?: (failure: CallFailure) => void;
-  /** True: every call that gets here has a caller, see {@link CALLER}. */
-  secured?: boolean;
 }
 
 type Message = MessageShape<DescMessage>;
-type Status = Pick<grpc.StatusObject, "code" | "details" | "metadata">;
 
-/** What all kinds of calls have. */
-interface Call extends EventEmitter {
-  readonly metadata: grpc.Metadata;
-  getPeer(): string;
-  getDeadline(): grpc.Deadline;
-}
+/** Runs one call from its first turn on; it is over when this settles, and never rejects. */
+export type CallRunner = (call: GrpcCall) => Promise<void>;
 
-function valuesOf(call: Call, { secured }: HandlerSurroundings): ContextValues {
+function valuesOf({ caller }: GrpcCall): ContextValues {
   const values = createContextValues();
-  return secured === true ? values.set(CALLER, callerOf(call.metadata)) : values;
+  return caller === undefined ? values : values.set(CALLER, caller);
 }
 
-function contextOf(method: DescMethod, call: Call, { shutdown, cut }: HandlerSurroundings, values: ContextValues) {
+function contextOf(method: DescMethod, call: GrpcCall, { shutdown, cut }: HandlerSurroundings, values: ContextValues) {
   const cancelled = new AbortController();
-  const deadline = call.getDeadline();
-  const deadlineMs = deadline instanceof Date ? deadline.getTime() : deadline;
+  const leftMs = call.deadlineAtMs - performance.now();
   const context = createHandlerContext({
     service: method.parent,
     method,
     protocolName: "grpc",
     requestMethod: "POST",
-    url: `grpc://${call.getPeer()}/${method.parent.typeName}/${method.name}`,
-    requestHeader: toHeaders(call.metadata),
+    url: `grpc://${call.connection.peer.address}${call.path}`,
+    requestHeader: toHeaders(call.fields, call.caller !== undefined),
     requestSignal: cancelled.signal,
     // A stream could go on for ever, and is told to end; what has one answer may still give it.
     shutdownSignal: method.methodKind === "unary" ? cut : shutdown,
     contextValues: values,
-    ...(Number.isFinite(deadlineMs) ? { timeoutMs: Math.max(0, deadlineMs - Date.now()) } : {}),
+    ...(Number.isFinite(leftMs) ? { timeoutMs: Math.max(0, leftMs) } : {}),
   });
-  // grpc-js says so of every call, when it has ended too.
-  call.on("cancelled", () => context.signal.aborted || cancelled.abort());
+  call.onCancelled((isLate) => context.signal.aborted || cancelled.abort(isLate ? cancelReason(true) : undefined));
   return context;
 }
 
 /** The status of a failed call, told to `onFailure`; `name` like "package.Service/Method". */
-function toStatus(name: string, error: unknown, onFailure: HandlerSurroundings["onFailure"]): Status {
+function toStatus(name: string, error: unknown, onFailure: HandlerSurroundings["onFailure"]): GrpcStatus {
   const requestId = newRequestId();
   const connectError = failCall(name, error, requestId, onFailure);
-  const metadata = new grpc.Metadata();
-  metadata.set(REQUEST_ID_METADATA, requestId);
   const detail = encodeDetail(connectError);
-  if (detail !== undefined) {
-    metadata.set(ERROR_METADATA, Buffer.from(detail));
-  }
-  return { code: connectError.code as number as grpc.status, details: statusMessage(connectError), metadata };
+  const id: readonly [string, string] = [REQUEST_ID_METADATA, requestId];
+  return {
+    code: connectError.code,
+    details: statusMessage(connectError),
+    metadata: detail === undefined ? [id] : [id, [ERROR_METADATA, Buffer.from(detail).toString("base64")]],
+  };
 }
 
 /** "resource_exhausted", as metrics name it. */
@@ -113,36 +99,40 @@ function codeName(code: number): string {
   return name.replace(/[A-Z]/g, (letter, at) => (at > 0 ? "_" : "") + letter.toLowerCase());
 }
 
-/** Runs one call, gives its failure to `fail`, and tells the hooks how it ended. */
+/** Runs one call's body, and tells the hooks how it ended. */
 async function observed(
   method: DescMethod,
-  call: Call,
+  call: GrpcCall,
   surroundings: HandlerSurroundings,
-  body: (context: HandlerContext) => Promise<void>,
-  fail: (status: Status) => void,
+  body: (call: GrpcCall, context: HandlerContext) => Promise<void>,
 ): Promise<void> {
   const start = performance.now();
   const context = new LazyContext(
-    () => valuesOf(call, surroundings),
+    () => valuesOf(call),
     (values) => contextOf(method, call, surroundings, values),
   );
   let code = 0;
   try {
-    await body(context);
+    await body(call, context);
   } catch (error) {
-    const status = toStatus(`${method.parent.typeName}/${method.name}`, error, surroundings.onFailure);
+    const status = toStatus(call.name, error, surroundings.onFailure);
     code = status.code;
-    fail(status);
+    call.fail(status);
   } finally {
     context.end();
   }
   surroundings.onCall?.(method.parent.typeName, method.name, codeName(code), (performance.now() - start) / 1000);
 }
 
-/** The status of a call that was turned away before its handler: `path` is that of HTTP. It is told to the hooks. */
-export function turnedAway(path: string, error: unknown, startedMs: number, surroundings: HandlerSurroundings): Status {
-  const status = toStatus(path.slice(1), error, surroundings.onFailure);
-  const [service = "", method = ""] = path.slice(1).split("/");
+/** The status of a call that was turned away before its handler. It is told to the hooks. */
+export function turnedAway(
+  call: GrpcCall,
+  error: unknown,
+  startedMs: number,
+  surroundings: HandlerSurroundings,
+): GrpcStatus {
+  const status = toStatus(call.name, error, surroundings.onFailure);
+  const [service = "", method = ""] = call.name.split("/");
   surroundings.onCall?.(service, method, codeName(status.code), (performance.now() - startedMs) / 1000);
   return status;
 }
@@ -170,8 +160,8 @@ function uncut<T>(answer: Promise<T> | T, running: RunningCalls): Promise<T> | T
 
 /** Runs what streams until it ends or its call does, with what tells of that. */
 async function streamed(
-  call: ReplyStream | RequestStream,
-  { streaming, shutdown, onTaken }: HandlerSurroundings,
+  call: GrpcCall,
+  { streaming, shutdown, onTaken, takeTurn }: HandlerSurroundings,
   body: (sides: StreamSides) => Promise<void>,
 ): Promise<void> {
   const end = new CallEnd(call);
@@ -181,49 +171,56 @@ async function streamed(
   }
   streaming.add(end);
   try {
-    await body({ end, onTaken });
+    await body({ end, onTaken, takeTurn });
   } finally {
     streaming.delete(end);
     end.end(CALL_OVER);
   }
 }
 
-/** The handler as grpc-js takes it, for all four kinds of methods. */
-export function toGrpcHandler(
-  method: DescMethod,
-  handler: Handler,
-  surroundings: HandlerSurroundings,
-): grpc.UntypedHandleCall {
-  const { requestStream, responseStream } = streamsOf(method);
-  const requestOf = (call: ReplyStream, sides: StreamSides) =>
-    requestStream
-      ? requestsOf(method, call as grpc.ServerDuplexStream<unknown, unknown>, sides)
-      : decoded(method, (call as grpc.ServerWritableStream<unknown, unknown>).request);
-  if (responseStream) {
-    return (call: ReplyStream) => {
-      const body = (context: HandlerContext) =>
-        streamed(call, surroundings, (sides) => {
-          // A waiting client must learn at once that the call is there.
-          call.sendMetadata(new grpc.Metadata());
-          return sendAll(method, call, handler(requestOf(call, sides), context), sides.end);
-        });
-      void observed(method, call, surroundings, body, (status) => call.emit("error", status));
-    };
+/** The one message of a call whose request is whole. */
+function onlyMessage(method: DescMethod, call: GrpcCall): unknown | Promise<unknown> {
+  const message = call.takeMessage();
+  if (message === undefined || call.waitingBytes > 0) {
+    throw brokenRequest(
+      message === undefined ? "the request has no whole message" : "the request has more than one message",
+    );
   }
-  return (call: grpc.ServerUnaryCall<unknown, unknown>, callback: grpc.sendUnaryData<unknown>) => {
-    const answer = async (request: unknown, context: HandlerContext) => {
-      const reply = await uncut(handler(request, context), surroundings.running);
-      callback(null, reply instanceof EncodedMessage ? reply : create(method.output, reply as Message));
-    };
-    const body = async (context: HandlerContext) => {
-      if (requestStream) {
-        const stream = call as unknown as RequestStream;
-        return streamed(stream, surroundings, (sides) => answer(requestsOf(method, stream, sides), context));
-      }
-      return answer(decoded(method, call.request), context);
-    };
-    void observed(method, call, surroundings, body, (status) => callback(status));
+  return decodeMessage(method.input, message, call.encoding);
+}
+
+/** Why the message that is on its way is not taken; undefined when it may come. */
+export function messageFault(call: GrpcCall): Error | undefined {
+  return call.nextMessageBytes > call.maxMessageBytes
+    ? tooLarge(`a message of ${call.nextMessageBytes} bytes is too large`, call.maxMessageBytes)
+    : undefined;
+}
+
+/** What runs the calls of a method by its handler, for all four kinds of methods. */
+export function createCallRunner(method: DescMethod, handler: Handler, surroundings: HandlerSurroundings): CallRunner {
+  const { requestStream, responseStream } = streamsOf(method);
+  const answer = async (call: GrpcCall, request: unknown, context: HandlerContext) => {
+    const answered = handler(request, context);
+    const reply = answered instanceof Promise ? await uncut(answered, surroundings.running) : answered;
+    call.reply(
+      reply instanceof EncodedMessage ? reply.bytes : toBinary(method.output, create(method.output, reply as Message)),
+    );
   };
+  const body = async (call: GrpcCall, context: HandlerContext) => {
+    if (responseStream) {
+      return streamed(call, surroundings, async (sides) => {
+        call.begin();
+        const request = requestStream ? requestsOf(method, call, sides) : await onlyMessage(method, call);
+        return sendAll(method, call, handler(request, context), sides.end);
+      });
+    }
+    if (requestStream) {
+      return streamed(call, surroundings, (sides) => answer(call, requestsOf(method, call, sides), context));
+    }
+    const request = onlyMessage(method, call);
+    return answer(call, request instanceof Promise ? await request : request, context);
+  };
+  return (call) => observed(method, call, surroundings, body);
 }
 
 /** Which sides of a method are streams. */

@@ -1,48 +1,31 @@
 import { setMaxListeners } from "node:events";
-import type { ServerOptions } from "node:http2";
 import { createServer } from "node:net";
-import { type DescMessage, type DescService, fromBinary, type MessageShape, toBinary } from "@bufbuild/protobuf";
-import type { ServiceImpl } from "@connectrpc/connect";
-import * as grpc from "@grpc/grpc-js";
 import { ActiveList } from "../active-list.ts";
 import { WeightlineError } from "../error.ts";
+import { Http2Connection } from "../http2/http2-connection.ts";
 import { formatAddress } from "../network-address.ts";
 import type { CallFailure } from "./call-failure.ts";
 import { createCallWatch } from "./call-watch.ts";
-import { type ServerSecurity, takePlainly, takeSecurely } from "./connection-intake.ts";
+import { type ServeConnection, type ServerSecurity, takePlainly, takeSecurely } from "./connection-intake.ts";
 import { createConnectionTable } from "./connection-table.ts";
-import { type Handler, type HandlerSurroundings, streamsOf, toGrpcHandler, turnedAway } from "./grpc-handlers.ts";
-import { decodeRequest } from "./message-values.ts";
+import { createGrpcCalls } from "./grpc-calls.ts";
+import type { HandlerSurroundings } from "./grpc-handlers.ts";
 import { bindPort } from "./port-binding.ts";
 import {
   HEADER_BLOCK_MAX_BYTES,
   HEADER_PAIRS_MAX_COUNT,
-  MAX_MESSAGE_BYTES,
   type OnLimit,
   RESET_BURST_COUNT,
   RESETS_PER_S,
   SERVER_LIMITS,
   type ServerLimits,
 } from "./server-limits.ts";
-import { Undecodable } from "./stream-messages.ts";
-import { EncodedMessage } from "./wire-forms.ts";
+import type { ServiceRoute } from "./service-route.ts";
 
 /** How long the last answers may take to leave. */
 const CUT_MS = 200;
-
-/** A service with its handlers, in Connect's form, so that one implementation serves gRPC and HTTP/1.1. */
-export interface ServiceRoute<Service extends DescService = DescService> {
-  service: Service;
-  implementation: Partial<ServiceImpl<Service>>;
-}
-
-/** Makes a route with its types checked against each other. */
-export function route<Service extends DescService>(
-  service: Service,
-  implementation: Partial<ServiceImpl<Service>>,
-): ServiceRoute {
-  return { service, implementation } as unknown as ServiceRoute;
-}
+/** How often connections are looked at that may have to give a sign of life. */
+const LOOK_INTERVAL_MS = 1000;
 
 export interface GrpcServerOptions {
   routes: readonly ServiceRoute[];
@@ -74,42 +57,6 @@ export interface GrpcServer {
   stop(graceMs: number): Promise<void>;
 }
 
-grpc.setLogVerbosity(grpc.logVerbosity.NONE);
-
-function decode(type: DescMessage, bytes: Uint8Array): unknown {
-  try {
-    return decodeRequest(type, bytes);
-  } catch (error) {
-    return new Undecodable(error);
-  }
-}
-
-function encode(type: DescMessage, message: unknown): Buffer {
-  const bytes =
-    message instanceof EncodedMessage ? message.bytes : toBinary(type, message as MessageShape<DescMessage>);
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}
-
-function addRoute(server: grpc.Server, { service, implementation }: ServiceRoute, around: HandlerSurroundings): void {
-  const definition: Record<string, grpc.MethodDefinition<unknown, unknown>> = {};
-  const handlers: grpc.UntypedServiceImplementation = {};
-  for (const method of service.methods) {
-    const handler = (implementation as Record<string, Handler | undefined>)[method.localName];
-    definition[method.name] = {
-      path: `/${service.typeName}/${method.name}`,
-      ...streamsOf(method),
-      requestSerialize: (message) => Buffer.from(toBinary(method.input, message as MessageShape<DescMessage>)),
-      requestDeserialize: (bytes) => decode(method.input, bytes),
-      responseSerialize: (message) => encode(method.output, message),
-      responseDeserialize: (bytes) => fromBinary(method.output, bytes),
-    };
-    if (handler !== undefined) {
-      handlers[method.name] = toGrpcHandler(method, handler.bind(implementation), around);
-    }
-  }
-  server.addService(definition, handlers);
-}
-
 /** The first of the addresses that the kernel has. A port in use is for the server itself to report. */
 export async function firstBindable(bind: readonly string[]): Promise<string> {
   for (const host of bind) {
@@ -137,16 +84,6 @@ export function portError(flag: string, host: string, port: number, cause: Error
   });
 }
 
-/** Sets what grpc-js has no option for, for all HTTP/2 servers that it makes from then on. */
-function limitSessions(server: grpc.Server): void {
-  const { commonServerOptions } = server as unknown as { commonServerOptions: ServerOptions };
-  commonServerOptions.maxHeaderListPairs = HEADER_PAIRS_MAX_COUNT;
-  commonServerOptions.streamResetBurst = RESET_BURST_COUNT;
-  commonServerOptions.streamResetRate = RESETS_PER_S;
-  // Unset, nothing but the 16 MiB of node itself would hold, for each call.
-  commonServerOptions.settings = { ...commonServerOptions.settings, maxHeaderListSize: HEADER_BLOCK_MAX_BYTES };
-}
-
 /** Serves gRPC. Pings of clients are answered however often they come. */
 export async function createGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
   const { onCall, onFailure, security } = options;
@@ -158,35 +95,57 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
   const onLimit = options.onLimit ?? (() => undefined);
   const table = createConnectionTable(limits, onLimit);
   const watch = createCallWatch(table, limits, onLimit);
-  const server = new grpc.Server({
-    "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
-    "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
-    "grpc.max_concurrent_streams": limits.streamsPerConnectionCount,
-    "grpc.keepalive_time_ms": limits.keepaliveIntervalMs,
-    "grpc.keepalive_timeout_ms": limits.keepaliveTimeoutMs,
-    // It would keep a record for each connection.
-    "grpc.enable_channelz": 0,
-    interceptors: [watch.interceptor],
-  });
-  limitSessions(server);
   const around: HandlerSurroundings = {
     shutdown: stopping.signal,
     cut: cutting.signal,
     running: new ActiveList(),
     streaming: new Set(),
     onTaken: watch.taken,
-    secured: security !== undefined,
+    takeTurn: ({ connection }, start) => table.startCall(connection, start),
     ...(onCall === undefined ? {} : { onCall }),
     ...(onFailure === undefined ? {} : { onFailure }),
   };
-  for (const entry of options.routes) {
-    addRoute(server, entry, around);
-  }
+  const calls = createGrpcCalls({ routes: options.routes, table, watch, around, authorize: security?.authorize });
+  const http2Limits = {
+    streamsCount: limits.streamsPerConnectionCount,
+    headerListBytes: HEADER_BLOCK_MAX_BYTES,
+    headerPairsCount: HEADER_PAIRS_MAX_COUNT,
+    resetBurstCount: RESET_BURST_COUNT,
+    resetsPerS: RESETS_PER_S,
+  };
+  const open = new Set<Http2Connection>();
+  const serve: ServeConnection = (socket, peer) => {
+    const connection = table.ready(socket);
+    if (connection === undefined) {
+      socket.destroy();
+      return () => undefined;
+    }
+    const http2 = new Http2Connection({
+      socket,
+      limits: http2Limits,
+      onRequest: (stream, headers) => calls.take(connection, peer, stream, headers),
+    });
+    connection.session = http2;
+    open.add(http2);
+    socket.once("close", () => open.delete(http2));
+    if (stopping.signal.aborted) {
+      http2.close();
+    }
+    return () => http2.close();
+  };
+  const { keepaliveIntervalMs, keepaliveTimeoutMs } = limits;
+  const look = setInterval(
+    () => {
+      const now = performance.now();
+      for (const http2 of open) {
+        http2.keepAlive(now, keepaliveIntervalMs, keepaliveTimeoutMs);
+      }
+    },
+    Math.min(LOOK_INTERVAL_MS, keepaliveIntervalMs, keepaliveTimeoutMs),
+  ).unref();
+
   const host = await firstBindable(options.bind);
-  const take =
-    security === undefined
-      ? takePlainly(server, table)
-      : takeSecurely(server, table, security, (path, error, startedMs) => turnedAway(path, error, startedMs, around));
+  const take = security === undefined ? takePlainly(serve) : takeSecurely(serve, security);
   const listener = await bindPort(table, { host, port: options.port }, take).catch((error: Error) => {
     throw portError(options.portFlag, host, options.port, error);
   });
@@ -201,6 +160,9 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
       for (const end of around.streaming) {
         end.end(reason);
       }
+      for (const http2 of open) {
+        http2.close();
+      }
       const over = Promise.withResolvers<void>();
       let timer = setTimeout(() => {
         cutting.abort(reason);
@@ -209,11 +171,10 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
         });
         timer = setTimeout(over.resolve, CUT_MS);
       }, graceMs);
-      // The server does not know of connections any more that were asked to come again: their calls may end too.
-      server.tryShutdown(() => void table.emptied().then(over.resolve));
+      void table.emptied().then(over.resolve);
       await over.promise;
       clearTimeout(timer);
-      server.forceShutdown();
+      clearInterval(look);
       watch.close();
       table.close();
     },

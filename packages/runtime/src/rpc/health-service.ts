@@ -1,6 +1,6 @@
 import { Code, ConnectError } from "@connectrpc/connect";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "@weightline/proto/grpc-health";
-import { route, type ServiceRoute } from "./grpc-server.ts";
+import { route, type ServiceRoute } from "./service-route.ts";
 
 /** What grpc.health.v1 tells. */
 export interface HealthStatus {

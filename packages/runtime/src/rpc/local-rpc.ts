@@ -5,10 +5,10 @@ import type { FastifyInstance } from "fastify";
 import { ActiveList } from "../active-list.ts";
 import { type CallFailure, newRequestId } from "./call-failure.ts";
 import type { Handler } from "./grpc-handlers.ts";
-import type { ServiceRoute } from "./grpc-server.ts";
 import type { LocalContext } from "./local-context.ts";
 import { createLocalHandler, type LocalSurroundings, type NumberedCall } from "./local-handlers.ts";
 import { REQUEST_ID_METADATA } from "./rpc-error.ts";
+import type { ServiceRoute } from "./service-route.ts";
 
 export interface LocalRpcOptions {
   /** Methods with a stream of requests are left out: HTTP/1.1 cannot serve them. */

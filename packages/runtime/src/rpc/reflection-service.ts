@@ -3,7 +3,7 @@ import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
 import { Code } from "@connectrpc/connect";
 import { ServerReflection, type ServerReflectionRequest } from "@weightline/proto/grpc-reflection-v1";
 import { ServerReflection as ServerReflectionV1Alpha } from "@weightline/proto/grpc-reflection-v1alpha";
-import { route, type ServiceRoute } from "./grpc-server.ts";
+import { route, type ServiceRoute } from "./service-route.ts";
 
 /** A file and all that it imports, each before its own imports. */
 function withImports(file: DescFile): DescFile[] {

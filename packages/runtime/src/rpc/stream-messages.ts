@@ -1,112 +1,66 @@
-import { setImmediate as nextTurn } from "node:timers/promises";
-import { create, type DescMessage, type DescMethod, type MessageShape } from "@bufbuild/protobuf";
-import type * as grpc from "@grpc/grpc-js";
-import { WeightlineError } from "../error.ts";
+import { create, type DescMessage, type DescMethod, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import type { CallEnd } from "./call-end.ts";
-import { malformedRequest } from "./rpc-error.ts";
-
-export type RequestStream = grpc.ServerReadableStream<unknown, unknown> | grpc.ServerDuplexStream<unknown, unknown>;
-export type ReplyStream = grpc.ServerWritableStream<unknown, unknown> | grpc.ServerDuplexStream<unknown, unknown>;
+import type { GrpcCall } from "./grpc-call.ts";
+import { brokenRequest, decodeMessage } from "./received-message.ts";
 
 /** What both sides of a streaming call have in common. */
 export interface StreamSides {
   end: CallEnd;
   /** Told when the handler takes a message. */
-  onTaken: (call: unknown) => void;
+  onTaken: (call: GrpcCall) => void;
+  /** Calls back when it is the call's turn to read one more message. */
+  takeTurn: (call: GrpcCall, start: () => void) => void;
 }
 
-/** In the place of a message whose bytes do not decode: grpc-js itself would call that an internal error. */
-export class Undecodable {
-  readonly #cause: unknown;
-  constructor(cause: unknown) {
-    this.#cause = cause;
-  }
-  fault(method: DescMethod): Error {
-    const cause = this.#cause;
-    return cause instanceof WeightlineError
-      ? cause
-      : malformedRequest(method.input.typeName, cause instanceof Error ? cause.message : String(cause));
-  }
+/** Waits until the call says something new, by `once`, or is over. */
+function untilNews(end: CallEnd, once: (wake: () => void) => void): Promise<void> {
+  return new Promise((resolve) => {
+    const takeBack = end.onEnd(() => {
+      takeBack();
+      resolve();
+    });
+    once(() => {
+      takeBack();
+      resolve();
+    });
+  });
 }
-
-export function decoded(method: DescMethod, message: unknown): unknown {
-  if (message instanceof Undecodable) {
-    throw message.fault(method);
-  }
-  return message;
-}
-
-/** Messages of a caller that are kept until the handler takes them. */
-const READ_AHEAD_COUNT = 16;
 
 /** A caller's messages, as fast as the handler takes them; ends with the call's reason. */
 export async function* requestsOf(
   method: DescMethod,
-  call: RequestStream,
-  { end, onTaken }: StreamSides,
+  call: GrpcCall,
+  { end, onTaken, takeTurn }: StreamSides,
 ): AsyncGenerator<unknown> {
-  const queue: unknown[] = [];
-  let isWhole = false;
-  let failure: unknown;
-  let wake = () => {};
-  call.on("data", (message) => {
-    queue.push(message);
-    if (queue.length >= READ_AHEAD_COUNT) {
-      call.pause();
-    }
-    wake();
-  });
-  call.on("end", () => {
-    isWhole = true;
-    wake();
-  });
-  call.on("error", (error) => {
-    failure = error;
-    wake();
-  });
-  end.onEnd(() => wake());
-
-  while (!isWhole || queue.length > 0) {
+  for (;;) {
     end.throwIfOver();
-    if (failure !== undefined) {
-      throw failure;
-    }
-    if (queue.length > 0) {
+    if (call.hasMessage) {
+      await new Promise<void>((resolve) => takeTurn(call, resolve));
+      end.throwIfOver();
+      const message = call.takeMessage();
       onTaken(call);
-      yield decoded(method, queue.shift());
+      if (message !== undefined) {
+        yield await decodeMessage(method.input, message, call.encoding);
+      }
+    } else if (call.isWhole) {
+      if (call.waitingBytes > 0) {
+        throw brokenRequest("the request ends within a message");
+      }
+      return;
     } else {
-      const more = new Promise<void>((resolve) => {
-        wake = resolve;
-      });
-      call.resume();
-      await more;
+      await untilNews(end, (wake) => call.onceMore(wake));
     }
   }
-  // A call that is reset ends first and is cancelled in the same turn: it must not look whole.
-  await nextTurn();
-  end.throwIfOver();
-}
-
-/** Waits until the stream takes more, or the call is over. */
-function drained(call: ReplyStream, end: CallEnd): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      call.off("drain", done);
-      takeBack();
-      resolve();
-    };
-    const takeBack = end.onEnd(done);
-    call.on("drain", done);
-  });
 }
 
 /** Sends the handler's replies as fast as the client takes them. */
-export async function sendAll(method: DescMethod, call: ReplyStream, replies: unknown, end: CallEnd): Promise<void> {
+export async function sendAll(method: DescMethod, call: GrpcCall, replies: unknown, end: CallEnd): Promise<void> {
   for await (const item of replies as AsyncIterable<MessageShape<DescMessage>>) {
     end.throwIfOver();
-    if (!call.write(create(method.output, item))) {
-      await drained(call, end);
+    if (!call.send(toBinary(method.output, create(method.output, item)))) {
+      await untilNews(end, (wake) => call.onceDrained(wake));
     }
   }
+  end.throwIfOver();
   call.end();
 }

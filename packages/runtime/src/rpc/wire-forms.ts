@@ -1,6 +1,6 @@
 import type { DescMessage, DescMethod, DescService } from "@bufbuild/protobuf";
 import type { HandlerContext } from "@connectrpc/connect";
-import type { ServiceRoute } from "./grpc-server.ts";
+import type { ServiceRoute } from "./service-route.ts";
 
 /** A reply whose bytes are known already: sent as they are. */
 export class EncodedMessage {

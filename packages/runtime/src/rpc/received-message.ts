@@ -1,0 +1,63 @@
+import { promisify } from "node:util";
+import { gunzip, inflate } from "node:zlib";
+import type { DescMessage } from "@bufbuild/protobuf";
+import { Code, ConnectError } from "@connectrpc/connect";
+import { WeightlineError } from "../error.ts";
+import type { ReceivedMessage } from "./message-reader.ts";
+import { decodeRequest } from "./message-values.ts";
+import { malformedRequest } from "./rpc-error.ts";
+import { COMPRESSED_MESSAGE_MAX_BYTES } from "./server-limits.ts";
+
+const UNPACKERS: Readonly<Record<string, (bytes: Buffer, options: { maxOutputLength: number }) => Promise<Buffer>>> = {
+  gzip: promisify(gunzip),
+  deflate: promisify(inflate),
+};
+
+/** A request that is no call of gRPC: its caller's fault, not the server's. */
+export function brokenRequest(why: string): WeightlineError {
+  return new WeightlineError("InvalidArgument", why, { field: "request" });
+}
+
+/** A message that is longer than it may be; known from its prefix, or when it is unpacked. */
+export function tooLarge(what: string, maxBytes: number): WeightlineError {
+  return new WeightlineError("ResourceExhausted", `${what}; at most ${maxBytes} bytes are taken`, {
+    field: "request",
+    limit: `${maxBytes} bytes`,
+  });
+}
+
+async function unpack(bytes: Buffer, encoding: string): Promise<Buffer> {
+  if (encoding === "identity") {
+    throw brokenRequest("a message says that it is compressed, its call does not say how");
+  }
+  const unpacker = UNPACKERS[encoding];
+  if (unpacker === undefined) {
+    throw new ConnectError(`messages compressed with ${encoding.slice(0, 20)} are not taken`, Code.Unimplemented);
+  }
+  try {
+    return await unpacker(bytes, { maxOutputLength: COMPRESSED_MESSAGE_MAX_BYTES });
+  } catch (error) {
+    throw (error as NodeJS.ErrnoException).code === "ERR_BUFFER_TOO_LARGE"
+      ? tooLarge("a compressed message is too large when unpacked", COMPRESSED_MESSAGE_MAX_BYTES)
+      : brokenRequest(`a message cannot be unpacked: ${error instanceof Error ? error.message : error}`);
+  }
+}
+
+function decode(type: DescMessage, bytes: Buffer): unknown {
+  try {
+    return decodeRequest(type, bytes);
+  } catch (error) {
+    throw error instanceof WeightlineError
+      ? error
+      : malformedRequest(type.typeName, error instanceof Error ? error.message : String(error));
+  }
+}
+
+/** What the message says; a promise where it is compressed. Throws InvalidArgument and ResourceExhausted. */
+export function decodeMessage(
+  type: DescMessage,
+  { isCompressed, bytes }: ReceivedMessage,
+  encoding: string,
+): unknown | Promise<unknown> {
+  return isCompressed ? unpack(bytes, encoding).then((unpacked) => decode(type, unpacked)) : decode(type, bytes);
+}

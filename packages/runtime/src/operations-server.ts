@@ -2,7 +2,7 @@ import type { AddressInfo } from "node:net";
 import fastify, { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import type { Metrics } from "./metrics.ts";
 import { type CallFailure, failCall, newRequestId } from "./rpc/call-failure.ts";
-import { firstBindable, portError } from "./rpc/grpc-server.ts";
+import { firstBindable, portError } from "./rpc/port-binding.ts";
 import { fromRpcError, REQUEST_ID_METADATA } from "./rpc/rpc-error.ts";
 
 export interface OperationsServerOptions {

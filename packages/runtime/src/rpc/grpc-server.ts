@@ -1,16 +1,14 @@
 import { setMaxListeners } from "node:events";
-import { createServer } from "node:net";
 import { ActiveList } from "../active-list.ts";
 import { WeightlineError } from "../error.ts";
 import { Http2Connection } from "../http2/http2-connection.ts";
-import { formatAddress } from "../network-address.ts";
 import type { CallFailure } from "./call-failure.ts";
 import { createCallWatch } from "./call-watch.ts";
 import { type ServeConnection, type ServerSecurity, takePlainly, takeSecurely } from "./connection-intake.ts";
 import { createConnectionTable } from "./connection-table.ts";
 import { createGrpcCalls } from "./grpc-calls.ts";
 import type { HandlerSurroundings } from "./grpc-handlers.ts";
-import { bindPort } from "./port-binding.ts";
+import { bindPort, firstBindable, portError } from "./port-binding.ts";
 import {
   HEADER_BLOCK_MAX_BYTES,
   HEADER_PAIRS_MAX_COUNT,
@@ -55,33 +53,6 @@ export interface GrpcServer {
   connections(): number;
   /** Ends streams by their signal, waits `graceMs` for calls with one answer, then ends them as Unavailable. */
   stop(graceMs: number): Promise<void>;
-}
-
-/** The first of the addresses that the kernel has. A port in use is for the server itself to report. */
-export async function firstBindable(bind: readonly string[]): Promise<string> {
-  for (const host of bind) {
-    const code = await new Promise<string | undefined>((resolve) => {
-      const probe = createServer();
-      probe.once("error", (error: NodeJS.ErrnoException) => resolve(error.code));
-      probe.listen({ host, port: 0 }, () => probe.close(() => resolve(undefined)));
-    });
-    if (code !== "EAFNOSUPPORT" && code !== "EADDRNOTAVAIL") {
-      return host;
-    }
-  }
-  return bind.at(-1) ?? "0.0.0.0";
-}
-
-/** The error of a port that cannot be opened. */
-export function portError(flag: string, host: string, port: number, cause: Error): WeightlineError {
-  const taken = /EADDRINUSE/.test(cause.message);
-  const why = taken ? "another program has it" : cause.message;
-  return new WeightlineError("InUse", `port ${port} (${flag}) cannot be opened on ${host}: ${why}`, {
-    field: flag,
-    value: formatAddress({ host, port }),
-    wayOut: `stop what has the port, or give another ${flag} (0: any free one)`,
-    cause,
-  });
 }
 
 /** Serves gRPC. Pings of clients are answered however often they come. */

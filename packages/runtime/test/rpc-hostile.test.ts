@@ -96,6 +96,23 @@ t.test("an error of any length is told, shortened, and the connection lives on",
   t.ok((await failure(client.getHealth({}))).message.endsWith("c…"));
 });
 
+t.test("an error's words arrive as they are, whatever is in them", async (t) => {
+  for (const words of [
+    " spaces around ",
+    "100 % of it",
+    "two\nlines\r",
+    "\u{6f22}\u{1f40c}",
+    "\0 and \x7f",
+    "%41",
+    "",
+  ]) {
+    answer = () => {
+      throw new ConnectError(words, Code.OutOfRange);
+    };
+    t.equal((await failure(client.getHealth({}))).message, words, JSON.stringify(words));
+  }
+});
+
 t.test("a handler that throws what is no error fails that call alone", async (t) => {
   answer = () => {
     throw undefined;

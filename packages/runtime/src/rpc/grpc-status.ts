@@ -26,21 +26,22 @@ export function httpStatus(status: number): Buffer {
   return encodeHeaders([[":status", String(status)]]);
 }
 
-/** As gRPC's protocol has it (PROTOCOL-HTTP2.md, Percent-Encoded): ASCII from space to ~ without %, all else as bytes of UTF-8. */
+const PERCENT = 0x25;
+/** All but ASCII without %; a space that begins or ends a value makes it none to HTTP/2 (RFC 9113, section 8.2.1). */
+const NEEDS_ENCODING = /[^\x20-\x24\x26-\x7e]|^ | $/;
+
+/** As gRPC's protocol has it (PROTOCOL-HTTP2.md, Percent-Encoded): bytes of UTF-8. */
 function percentEncoded(text: string): string {
   if (!NEEDS_ENCODING.test(text)) {
     return text;
   }
   let encoded = "";
   for (const byte of Buffer.from(text)) {
-    const isPlain = byte >= 0x20 && byte <= 0x7e && byte !== PERCENT;
+    const isPlain = byte > 0x20 && byte <= 0x7e && byte !== PERCENT;
     encoded += isPlain ? String.fromCharCode(byte) : `%${byte.toString(16).toUpperCase().padStart(2, "0")}`;
   }
   return encoded;
 }
-
-const PERCENT = 0x25;
-const NEEDS_ENCODING = /[^\x20-\x24\x26-\x7e]/;
 
 function fieldsOf({ code, details, metadata = [] }: GrpcStatus): Array<readonly [string, string]> {
   const message: Array<readonly [string, string]> = details === "" ? [] : [["grpc-message", percentEncoded(details)]];

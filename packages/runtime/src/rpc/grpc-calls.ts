@@ -52,6 +52,9 @@ interface Served {
 const GRPC_CONTENT = /^application\/grpc(?:[+;]|$)/;
 const UNSUPPORTED_MEDIA = httpStatus(415);
 const METHOD_NOT_ALLOWED = httpStatus(405);
+/** Of what a caller made up, in what it is told. */
+const SHOWN_PATH_MAX = 200;
+const SHOWN_TIMEOUT_MAX = 40;
 const PLAIN: ConnectionPeer = { encrypted: false };
 
 function servedBy(routes: readonly ServiceRoute[], around: HandlerSurroundings): Map<string, Served> {
@@ -75,11 +78,13 @@ function servedBy(routes: readonly ServiceRoute[], around: HandlerSurroundings):
 export function createGrpcCalls({ routes, table, watch, around, authorize }: CallsOptions): GrpcCalls {
   const served = servedBy(routes, around);
 
-  const fail = (call: GrpcCall, error: unknown) => {
+  const turnAway = (call: GrpcCall, error: unknown, startedMs = performance.now()) => {
     if (!call.isOver) {
-      call.cut(turnedAway(call, error, performance.now(), around));
+      call.cut(turnedAway(call, error, startedMs, around));
     }
   };
+  /** A refusal takes a turn as a call does: who is refused all the time must not keep others waiting. */
+  const inTurn = (call: GrpcCall, refuse: () => void) => table.startCall(call.connection, refuse);
 
   /** Starts what may start: a stream of requests at once, all else when its request is whole. */
   const advance = (call: GrpcCall) => {
@@ -103,27 +108,24 @@ export function createGrpcCalls({ routes, table, watch, around, authorize }: Cal
     call.caller = caller;
     call.isAdmitted = true;
     if (served.get(call.path)?.run === undefined) {
-      call.cut({ code: Code.Unimplemented, details: `the server has no method ${call.path.slice(0, 200)}` });
+      const details = `the server has no method ${call.path.slice(0, SHOWN_PATH_MAX)}`;
+      inTurn(call, () => call.cut({ code: Code.Unimplemented, details }));
     }
     advance(call);
   };
 
   const askWhoCalls = (call: GrpcCall, peer: ConnectionPeer, authorization: readonly string[], check: Authorize) => {
     const startedMs = performance.now();
-    const turnAway = (error: unknown) => {
-      if (!call.isOver) {
-        call.cut(turnedAway(call, error, startedMs, around));
-      }
-    };
+    const refuse = (error: unknown) => inTurn(call, () => turnAway(call, error, startedMs));
     try {
       const caller = check({ method: call.name, authorization, peer });
       if (caller instanceof Promise) {
-        caller.then((known) => admit(call, known), turnAway);
+        caller.then((known) => admit(call, known), refuse);
       } else {
         admit(call, caller);
       }
     } catch (error) {
-      turnAway(error);
+      refuse(error);
     }
   };
 
@@ -132,7 +134,7 @@ export function createGrpcCalls({ routes, table, watch, around, authorize }: Cal
     onMore(call) {
       const fault = messageFault(call);
       if (fault !== undefined) {
-        fail(call, fault);
+        turnAway(call, fault);
       }
       advance(call);
     },
@@ -162,7 +164,10 @@ export function createGrpcCalls({ routes, table, watch, around, authorize }: Cal
       table.callBegan(connection);
       watch.began(call);
       if (timeoutMs === undefined) {
-        fail(call, brokenRequest(`the metadata grpc-timeout is no timeout: ${head.timeout.slice(0, 40)}`));
+        const fault = brokenRequest(
+          `the metadata grpc-timeout is no timeout: ${head.timeout.slice(0, SHOWN_TIMEOUT_MAX)}`,
+        );
+        inTurn(call, () => turnAway(call, fault));
       } else if (authorize === undefined) {
         admit(call, undefined);
       } else {

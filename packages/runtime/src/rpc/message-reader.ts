@@ -1,25 +1,31 @@
+import { LargeMessage } from "./large-message.ts";
+
 /** A message of a request as it came. */
 export interface ReceivedMessage {
   readonly isCompressed: boolean;
-  /** Its own: nothing else keeps the piece that it came in. */
   readonly bytes: Buffer;
 }
 
 /** gRPC's flag and length before each message (PROTOCOL-HTTP2.md, Length-Prefixed-Message). */
 const PREFIX_BYTES = 5;
+/** Longer ones are put together as they come, not when they are whole. */
+const SMALL_MAX_BYTES = 65_536;
 const NO_BYTES = Buffer.alloc(0);
 
 /** Makes messages of a request's bytes. */
 export class MessageReader {
+  /** Copies of what came: of small messages, and of prefixes. */
   readonly #pieces: Buffer[] = [];
-  #bytes = 0;
+  #piecesBytes = 0;
   /** Of the message that comes next; -1 until its prefix is here. */
   #nextBytes = -1;
   #nextIsCompressed = false;
+  /** Without its prefix. */
+  #large: LargeMessage | undefined;
 
-  /** Bytes that came and are in no message yet that was taken. */
+  /** Bytes that came and are in no message that was taken. */
   get waitingBytes(): number {
-    return this.#bytes;
+    return this.#piecesBytes + (this.#large?.length ?? 0);
   }
 
   /** Of the message that comes next, without its prefix; -1 while that is not known. */
@@ -29,14 +35,17 @@ export class MessageReader {
 
   /** The next message is here. */
   get hasWhole(): boolean {
-    return this.#nextBytes >= 0 && this.#bytes >= PREFIX_BYTES + this.#nextBytes;
+    return this.#large === undefined
+      ? this.#nextBytes >= 0 && this.#piecesBytes >= PREFIX_BYTES + this.#nextBytes
+      : this.#large.isWhole;
   }
 
   /** Copies the piece: it is a part of what its connection read, which goes on to the next. */
   push(piece: Buffer): void {
-    if (piece.length > 0) {
-      this.#pieces.push(Buffer.from(piece));
-      this.#bytes += piece.length;
+    const rest = this.#large === undefined ? piece : piece.subarray(this.#large.push(piece));
+    if (rest.length > 0) {
+      this.#pieces.push(Buffer.from(rest));
+      this.#piecesBytes += rest.length;
       this.#readPrefix();
     }
   }
@@ -46,40 +55,49 @@ export class MessageReader {
     if (!this.hasWhole) {
       return undefined;
     }
-    const end = PREFIX_BYTES + this.#nextBytes;
-    const all = this.#join(end);
-    const message = { isCompressed: this.#nextIsCompressed, bytes: all.subarray(PREFIX_BYTES, end) };
-    this.#bytes -= end;
-    if (all.length > end) {
-      this.#pieces.unshift(all.subarray(end));
-    }
+    const isCompressed = this.#nextIsCompressed;
+    const bytes =
+      this.#large === undefined
+        ? this.#join(PREFIX_BYTES + this.#nextBytes).subarray(PREFIX_BYTES)
+        : this.#large.take();
+    this.#large = undefined;
     this.#nextBytes = -1;
     this.#readPrefix();
-    return message;
+    return { isCompressed, bytes };
   }
 
   #readPrefix(): void {
-    if (this.#nextBytes < 0 && this.#bytes >= PREFIX_BYTES) {
-      const first = this.#join(PREFIX_BYTES);
-      this.#pieces.unshift(first);
-      this.#nextIsCompressed = first[0] !== 0;
-      this.#nextBytes = first.readUInt32BE(1);
+    if (this.#nextBytes >= 0 || this.#piecesBytes < PREFIX_BYTES) {
+      return;
     }
+    const prefix = this.#join(PREFIX_BYTES);
+    this.#nextIsCompressed = prefix[0] !== 0;
+    this.#nextBytes = prefix.readUInt32BE(1);
+    if (this.#nextBytes <= SMALL_MAX_BYTES) {
+      this.#pieces.unshift(prefix);
+      this.#piecesBytes += PREFIX_BYTES;
+      return;
+    }
+    this.#large = new LargeMessage(this.#nextBytes);
+    const here = this.#join(Math.min(this.#nextBytes, this.#piecesBytes));
+    this.#large.push(here);
   }
 
-  /** Takes as many pieces as have so many bytes, as one. */
+  /** Takes so many bytes of the pieces, as one. */
   #join(bytes: number): Buffer {
-    const [first = NO_BYTES] = this.#pieces;
-    if (first.length >= bytes) {
-      this.#pieces.shift();
-      return first;
-    }
     let count = 0;
     let found = 0;
     while (found < bytes) {
       found += this.#pieces[count]?.length ?? 0;
       count += 1;
     }
-    return Buffer.concat(this.#pieces.splice(0, count), found);
+    const taken = this.#pieces.splice(0, count);
+    const [first = NO_BYTES] = taken;
+    const all = count === 1 ? first : Buffer.concat(taken, found);
+    if (found > bytes) {
+      this.#pieces.unshift(all.subarray(bytes));
+    }
+    this.#piecesBytes -= bytes;
+    return found > bytes ? all.subarray(0, bytes) : all;
   }
 }

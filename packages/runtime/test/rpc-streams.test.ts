@@ -1,4 +1,4 @@
-// All four kinds of methods on grpc-js. The contract has no method that takes a stream; these kinds are made of Health's messages.
+// All four kinds of methods, called by grpc-js and by ours. The contract has no method that takes a stream; these kinds are made of Health's messages.
 import { EventEmitter, once } from "node:events";
 import { createServer } from "node:net";
 import type { DescMethod, DescService } from "@bufbuild/protobuf";

@@ -82,6 +82,6 @@ t.test("who says that a great message comes, and sends little of it, gets little
     return reader;
   });
   const perReader = (process.memoryUsage().arrayBuffers - before) / readers.length;
-  t.ok(perReader < 300_000, `${perReader} bytes for each`);
+  t.ok(perReader < 20_000, `${perReader} bytes for each`);
   t.ok(readers.every(({ nextBytes }) => nextBytes === 0x06400000));
 });

@@ -1,6 +1,6 @@
-/** What a message gets before more of it has come. */
+/** What a message gets at first. */
 const FIRST_BYTES = 131_072;
-/** It gets all that it says it needs when this part of it has come: who only says so gets little. */
+/** It gets all that it says it needs when this part of it has come: who only says so gets little more than it sends. */
 const PROVED_SHARE = 1 / 8;
 
 /**

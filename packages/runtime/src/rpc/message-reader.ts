@@ -8,7 +8,7 @@ export interface ReceivedMessage {
 
 /** gRPC's flag and length before each message (PROTOCOL-HTTP2.md, Length-Prefixed-Message). */
 const PREFIX_BYTES = 5;
-/** Longer ones are put together as they come, not when they are whole. */
+/** Of a message that is longer, what comes is put together as it comes, not when it is whole. */
 const SMALL_MAX_BYTES = 65_536;
 const NO_BYTES = Buffer.alloc(0);
 
@@ -47,6 +47,7 @@ export class MessageReader {
       this.#pieces.push(Buffer.from(rest));
       this.#piecesBytes += rest.length;
       this.#readPrefix();
+      this.#beginLarge();
     }
   }
 
@@ -63,6 +64,7 @@ export class MessageReader {
     this.#large = undefined;
     this.#nextBytes = -1;
     this.#readPrefix();
+    this.#beginLarge();
     return { isCompressed, bytes };
   }
 
@@ -73,14 +75,19 @@ export class MessageReader {
     const prefix = this.#join(PREFIX_BYTES);
     this.#nextIsCompressed = prefix[0] !== 0;
     this.#nextBytes = prefix.readUInt32BE(1);
-    if (this.#nextBytes <= SMALL_MAX_BYTES) {
-      this.#pieces.unshift(prefix);
-      this.#piecesBytes += PREFIX_BYTES;
+    this.#pieces.unshift(prefix);
+    this.#piecesBytes += PREFIX_BYTES;
+  }
+
+  /** Much of a great message is here: who only says that one comes gets no memory for it. */
+  #beginLarge(): void {
+    const isMuch = this.#nextBytes > SMALL_MAX_BYTES && this.#piecesBytes >= PREFIX_BYTES + SMALL_MAX_BYTES;
+    if (!isMuch || this.#large !== undefined) {
       return;
     }
     this.#large = new LargeMessage(this.#nextBytes);
-    const here = this.#join(Math.min(this.#nextBytes, this.#piecesBytes));
-    this.#large.push(here);
+    const here = this.#join(Math.min(this.#piecesBytes, PREFIX_BYTES + this.#nextBytes));
+    this.#large.push(here.subarray(PREFIX_BYTES));
   }
 
   /** Takes so many bytes of the pieces, as one. */

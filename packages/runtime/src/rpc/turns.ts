@@ -57,12 +57,20 @@ export function createTurns(callsPerTurnCount: number): Turns {
       handleOf(connection.socket)?.readStart();
     }
   };
-  const hold = (taker: Taker) => {
-    for (const connection of taker.talking) {
-      if (!taker.held.has(connection)) {
-        taker.held.add(connection);
-        handleOf(connection.socket)?.readStop();
-      }
+  const holdOne = (taker: Taker, connection: Connection) => {
+    if (!taker.held.has(connection)) {
+      taker.held.add(connection);
+      handleOf(connection.socket)?.readStop();
+    }
+  };
+  /** All of a peer, which may be a thousand: after that, those that are read again one by one. */
+  const hold = (taker: Taker, connection: Connection) => {
+    if (taker.held.size > 0) {
+      holdOne(taker, connection);
+      return;
+    }
+    for (const one of taker.talking) {
+      holdOne(taker, one);
     }
   };
   const takeTurn = (taker: Taker) => {
@@ -123,7 +131,7 @@ export function createTurns(callsPerTurnCount: number): Turns {
       taker.talking.add(connection);
       if (takers.size > 1 && (taker.startedCount >= callsPerTurnCount || taker.waiting.length > 0)) {
         taker.waiting.push(start);
-        hold(taker);
+        hold(taker, connection);
         return;
       }
       taker.startedCount += 1;

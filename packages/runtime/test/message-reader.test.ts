@@ -71,7 +71,7 @@ t.test("what waits is told: bytes, the next message's length, whether it is here
   const large = new MessageReader();
   large.push(Buffer.from([0]));
   large.push(Buffer.from([0xff, 0xff, 0xff, 0xff, 1, 2, 3]));
-  t.match(large, { waitingBytes: 3, nextBytes: 0xffffffff, hasWhole: false });
+  t.match(large, { waitingBytes: 8, nextBytes: 0xffffffff, hasWhole: false });
 });
 
 t.test("who says that a great message comes, and sends little of it, gets little memory", async (t) => {

@@ -79,6 +79,14 @@ export class FrameOutput {
     }
   }
 
+  /** The sender is over. */
+  forget(sender: Sender): void {
+    if (sender.isWaiting) {
+      sender.isWaiting = false;
+      this.#waiting.splice(this.#waiting.indexOf(sender), 1);
+    }
+  }
+
   /** Keeps everything until `release`: what a piece of requests is answered leaves in one write. */
   hold(): void {
     this.#isHeld = true;

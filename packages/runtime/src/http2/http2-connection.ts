@@ -21,7 +21,7 @@ import { type HeaderBlock, HeaderBlocks, withoutPadding } from "./header-blocks.
 import { HeaderBlockError, HeaderDecoder, type HeaderList } from "./header-decoder.ts";
 import { Http2Stream, type StreamConnection, type StreamTaker } from "./http2-stream.ts";
 import { ResetGauge } from "./reset-gauge.ts";
-import { isWellFormed } from "./well-formed.ts";
+import { areTrailers, isRequest } from "./well-formed.ts";
 
 /** What one connection may take. */
 export interface Http2Limits {
@@ -48,6 +48,7 @@ const HEADER_TABLE_BYTES = 4096;
 /** HPACK's update of the table's size, to 0: a client that allows none must read it before the first header. */
 const NO_TABLE = Buffer.from([0x20]);
 const NO_BYTES = Buffer.alloc(0);
+const CUT_SHORT_MAX_COUNT = 128;
 /** Payloads whose length is fixed (RFC 9113, section 6). */
 const PAYLOAD_BYTES = { priority: 5, reset: 4, setting: 6, ping: 8, goawayMin: 8, windowUpdate: 4 } as const;
 
@@ -74,6 +75,10 @@ export class Http2Connection implements StreamConnection {
   /** What came of a frame that is not whole. */
   #rest: Buffer = NO_BYTES;
   #hasGreeted = false;
+  /** Its first frame, which is SETTINGS, has come. */
+  #hasSettings = false;
+  /** The last of those that ended before their requests did: what was on its way may still come. */
+  readonly #cutShort: number[] = [];
   #lastStream = 0;
   /** Bytes of bodies that came since the client was last allowed more. */
   #takenBytes = 0;
@@ -218,6 +223,8 @@ export class Http2Connection implements StreamConnection {
   }
 
   #takeFrame(type: number, flags: number, id: number, payload: Buffer): void {
+    check(this.#hasSettings || type === FRAME.settings, REASON.protocolError, "the first frame is not SETTINGS");
+    this.#hasSettings = true;
     this.#blocks.expect(type, id);
     switch (type) {
       case FRAME.data:
@@ -304,15 +311,19 @@ export class Http2Connection implements StreamConnection {
     const headers = this.#headers.decode(block.bytes);
     const open = this.#find(block.stream);
     if (open !== undefined) {
-      this.#takeTrailers(open, block.isEnd);
-    } else if (block.stream > this.#lastStream && !this.#isGoing) {
-      this.#lastStream = block.stream;
-      this.#open(block.stream, block.isEnd, headers);
+      this.#takeTrailers(open, block.isEnd && !headers.tooLarge && areTrailers(headers.fields));
+    } else if (block.stream > this.#lastStream) {
+      if (!this.#isGoing) {
+        this.#lastStream = block.stream;
+        this.#open(block.stream, block.isEnd, headers);
+      }
+    } else {
+      check(this.#cutShort.includes(block.stream), REASON.protocolError, "HEADERS of a stream that is over");
     }
   }
 
-  #takeTrailers(stream: Http2Stream, isEnd: boolean): void {
-    if (stream.isWhole || !isEnd) {
+  #takeTrailers(stream: Http2Stream, areRight: boolean): void {
+    if (stream.isWhole || !areRight) {
       this.#refuse(stream, stream.isWhole ? REASON.streamClosed : REASON.protocolError);
     } else {
       stream.take(NO_BYTES, true);
@@ -327,7 +338,7 @@ export class Http2Connection implements StreamConnection {
     }
     const stream = new Http2Stream(id, this, this.#firstSendWindow);
     this.#streams.push(stream);
-    if (headers.tooLarge || !isWellFormed(headers.fields)) {
+    if (headers.tooLarge || !isRequest(headers.fields)) {
       this.#refuse(stream, headers.tooLarge ? REASON.enhanceYourCalm : REASON.protocolError);
       return;
     }
@@ -423,6 +434,13 @@ export class Http2Connection implements StreamConnection {
       if (last !== stream) {
         this.#streams[at] = last;
       }
+      if (!stream.isWhole) {
+        this.#cutShort.push(stream.id);
+        if (this.#cutShort.length > CUT_SHORT_MAX_COUNT) {
+          this.#cutShort.shift();
+        }
+      }
+      this.#output.forget(stream);
       stream.close();
     }
   }

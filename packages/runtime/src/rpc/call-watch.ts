@@ -23,6 +23,15 @@ const LOOK_INTERVAL_MS = 250;
 const MOVED_BYTES = 1024;
 const MEBIBYTE = 1024 * 1024;
 
+/** Of names and values, which are kept for as long as the call. */
+function headerBytesOf({ fields }: GrpcCall): number {
+  let bytes = 0;
+  for (const text of fields) {
+    bytes += text.length;
+  }
+  return bytes;
+}
+
 export function createCallWatch(table: ConnectionTable, limits: ServerLimits, onLimit: OnLimit): CallWatch {
   const calls = new ActiveList<GrpcCall>();
   let bytesInAll = 0;
@@ -104,11 +113,9 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
       account.movedAtMs = performance.now();
       account.movedAtBytes = call.connection.socket.bytesWritten;
       calls.add(call);
-      if (call.encoding !== "identity") {
-        account.unpackedBytes = COMPRESSED_MESSAGE_MAX_BYTES;
-        account.requestBytes = COMPRESSED_MESSAGE_MAX_BYTES;
-        take(call, COMPRESSED_MESSAGE_MAX_BYTES);
-      }
+      account.unpackedBytes = call.encoding === "identity" ? 0 : COMPRESSED_MESSAGE_MAX_BYTES;
+      account.requestBytes = headerBytesOf(call) + account.unpackedBytes;
+      take(call, account.requestBytes);
       refuseAbove(call);
     },
     received(call, bytes) {
@@ -121,7 +128,7 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
     },
     taken(call) {
       if (calls.has(call)) {
-        const kept = call.account.unpackedBytes + call.waitingBytes;
+        const kept = headerBytesOf(call) + call.account.unpackedBytes + call.waitingBytes;
         take(call, kept - call.account.requestBytes);
         call.account.requestBytes = kept;
       }

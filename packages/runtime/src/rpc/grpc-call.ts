@@ -111,7 +111,7 @@ export class GrpcCall implements Listed, StreamTaker {
       return;
     }
     this.#reader.push(piece);
-    if (this.#reader.hasWhole && this.#reader.waitingBytes > READ_AHEAD_BYTES) {
+    if (this.#isAhead()) {
       this.stream.hold();
     }
     this.#more();
@@ -162,10 +162,15 @@ export class GrpcCall implements Listed, StreamTaker {
 
   takeMessage(): ReceivedMessage | undefined {
     const message = this.#reader.take();
-    if (this.#reader.waitingBytes <= READ_AHEAD_BYTES) {
+    if (!this.#isAhead()) {
       this.stream.release();
     }
     return message;
+  }
+
+  /** Enough is here for the handler to go on with; of a message that is not whole the rest must come. */
+  #isAhead(): boolean {
+    return this.#reader.hasWhole && this.#reader.waitingBytes > READ_AHEAD_BYTES;
   }
 
   /** Calls back once more of the request has come, or none will. */

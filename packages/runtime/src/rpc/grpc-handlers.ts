@@ -52,6 +52,8 @@ export interface HandlerSurroundings {
 
 type Message = MessageShape<DescMessage>;
 
+const TIMER_MAX_MS = 2 ** 31 - 1;
+
 /** Runs one call from its first turn on; it is over when this settles, and never rejects. */
 export type CallRunner = (call: GrpcCall) => Promise<void>;
 
@@ -74,7 +76,8 @@ function contextOf(method: DescMethod, call: GrpcCall, { shutdown, cut }: Handle
     // A stream could go on for ever, and is told to end; what has one answer may still give it.
     shutdownSignal: method.methodKind === "unary" ? cut : shutdown,
     contextValues: values,
-    ...(Number.isFinite(leftMs) ? { timeoutMs: Math.max(0, leftMs) } : {}),
+    // A timer that is further away would go off at once.
+    ...(leftMs <= TIMER_MAX_MS ? { timeoutMs: Math.max(0, leftMs) } : {}),
   });
   call.onCancelled((isLate) => context.signal.aborted || cancelled.abort(isLate ? cancelReason(true) : undefined));
   return context;

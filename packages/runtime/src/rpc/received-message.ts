@@ -8,10 +8,11 @@ import { decodeRequest } from "./message-values.ts";
 import { malformedRequest } from "./rpc-error.ts";
 import { COMPRESSED_MESSAGE_MAX_BYTES } from "./server-limits.ts";
 
-const UNPACKERS: Readonly<Record<string, (bytes: Buffer, options: { maxOutputLength: number }) => Promise<Buffer>>> = {
-  gzip: promisify(gunzip),
-  deflate: promisify(inflate),
-};
+type Unpacker = (bytes: Buffer, options: { maxOutputLength: number }) => Promise<Buffer>;
+const UNPACKERS: ReadonlyMap<string, Unpacker> = new Map([
+  ["gzip", promisify(gunzip) as Unpacker],
+  ["deflate", promisify(inflate) as Unpacker],
+]);
 
 /** A request that is no call of gRPC: its caller's fault, not the server's. */
 export function brokenRequest(why: string): WeightlineError {
@@ -30,7 +31,7 @@ async function unpack(bytes: Buffer, encoding: string): Promise<Buffer> {
   if (encoding === "identity") {
     throw brokenRequest("a message says that it is compressed, its call does not say how");
   }
-  const unpacker = UNPACKERS[encoding];
+  const unpacker = UNPACKERS.get(encoding);
   if (unpacker === undefined) {
     throw new ConnectError(`messages compressed with ${encoding.slice(0, 20)} are not taken`, Code.Unimplemented);
   }

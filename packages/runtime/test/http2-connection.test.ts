@@ -651,8 +651,11 @@ async function upload(peer: HostilePeer, stream: number, body: Buffer): Promise<
     await until(
       `more than ${at} of ${body.length} bytes to be taken`,
       () => at === body.length || Math.min(window(0), window(stream)) > at || peer.closed() || peer.frames.some(isOver),
-      3000,
+      2000,
     );
+    if (peer.closed() || peer.frames.some(isOver)) {
+      return;
+    }
   }
 }
 
@@ -887,6 +890,26 @@ t.test("more calls at once than allowed: refused to who may not know, a fault of
   t.notOk(
     peer.frames.some((came) => came.type === FRAME.headers),
     "none of them was answered",
+  );
+  gate.resolve();
+});
+
+t.test("a refused call's body and trailers were on their way already: they are no fault", async (t) => {
+  gate = Promise.withResolvers();
+  const peer = await open(t, server, { silent: true });
+  const refused = 1 + 2 * 32;
+  peer.send(
+    greeting,
+    ...Array.from({ length: 33 }, (_, i) => headers(1 + 2 * i)),
+    data(refused, message("x"), 0),
+    headers(refused, END_HEADERS | END_STREAM, field("x-checksum", "1")),
+    ping(1),
+  );
+  t.equal((await peer.end(refused)).reset, REFUSED);
+  await until("an answer", () => peer.closed() || peer.frames.some(({ type }) => type === FRAME.ping));
+  t.notOk(
+    peer.frames.some(({ type }) => type === FRAME.goaway),
+    "its connection lives on",
   );
   gate.resolve();
 });

@@ -25,7 +25,9 @@ export interface Sender {
 /** Bytes that the socket keeps at most before bodies wait. */
 const SOCKET_AHEAD_BYTES = 131_072;
 /** The same of answers to a client that asks, and does not read: acknowledgements and refusals. */
-const ANSWERS_MAX_BYTES = 1_048_576;
+const ANSWERS_MAX_BYTES = 131_072;
+/** How long a client may take to read what it is told last. */
+const LAST_WORDS_MS = 2000;
 /** Below, one write of one piece costs less than one of many. */
 const JOIN_MAX_BYTES = 65_536;
 
@@ -114,6 +116,8 @@ export class FrameOutput {
       this.#writeFrames();
       this.#isOver = true;
       this.#socket.destroySoon();
+      const timer = setTimeout(() => this.#socket.destroy(), LAST_WORDS_MS).unref();
+      this.#socket.once("close", () => clearTimeout(timer));
     }
   }
 

@@ -9,8 +9,8 @@ export interface HeaderBlock {
   bytes: Buffer;
 }
 
-/** Of a block as it comes, with all that Huffman's code may add. */
-const BLOCK_MAX_BYTES = 131_072;
+/** Of a block as it comes: more than a list may have that is sent with sense. */
+const BLOCK_MAX_BYTES = 81_920;
 const PIECES_MAX_COUNT = 64;
 const PRIORITY_BYTES = 5;
 

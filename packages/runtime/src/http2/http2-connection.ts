@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import type { Socket } from "node:net";
 import { ConnectionFault } from "./connection-fault.ts";
 import { FrameOutput } from "./frame-output.ts";
@@ -92,7 +93,8 @@ export class Http2Connection implements StreamConnection {
   #isGoing = false;
   #isOver = false;
   #pingedAtMs = performance.now();
-  #waitsForPong = false;
+  /** What the client has to send back; undefined when it has. */
+  #ping: Buffer | undefined;
 
   constructor({ socket, limits, onRequest }: Http2ConnectionOptions) {
     this.#socket = socket;
@@ -129,12 +131,13 @@ export class Http2Connection implements StreamConnection {
   /** Asks for a sign of life when it is time to; a client that gave none in time is gone. */
   keepAlive(nowMs: number, intervalMs: number, timeoutMs: number): void {
     const pastMs = nowMs - this.#pingedAtMs;
-    if (this.#waitsForPong && pastMs > timeoutMs) {
+    if (this.#ping !== undefined && pastMs > timeoutMs) {
       this.#socket.destroy();
-    } else if (!this.#waitsForPong && pastMs > intervalMs) {
-      this.#waitsForPong = true;
+    } else if (this.#ping === undefined && pastMs > intervalMs) {
+      // One that cannot be answered by a client that does not read.
+      this.#ping = randomBytes(PAYLOAD_BYTES.ping);
       this.#pingedAtMs = nowMs;
-      this.write(frame(FRAME.ping, 0, 0, Buffer.alloc(PAYLOAD_BYTES.ping)));
+      this.write(frame(FRAME.ping, 0, 0, this.#ping));
     }
   }
 
@@ -334,6 +337,7 @@ export class Http2Connection implements StreamConnection {
     if (this.#streams.length >= this.#limits.streamsCount) {
       check(!this.#knowsLimits, REASON.protocolError, "more requests at once than it may make");
       this.write(frameOfNumbers(FRAME.reset, 0, id, REASON.refusedStream));
+      this.#rememberCut(id);
       return;
     }
     const stream = new Http2Stream(id, this, this.#firstSendWindow);
@@ -405,7 +409,7 @@ export class Http2Connection implements StreamConnection {
     check(id === 0, REASON.protocolError, "PING of a stream");
     check(payload.length === PAYLOAD_BYTES.ping, REASON.frameSizeError, "PING has another length");
     if ((flags & FLAG.ack) !== 0) {
-      this.#waitsForPong = false;
+      this.#ping = this.#ping?.equals(payload) === true ? undefined : this.#ping;
     } else {
       this.write(frame(FRAME.ping, FLAG.ack, 0, payload));
     }
@@ -435,13 +439,17 @@ export class Http2Connection implements StreamConnection {
         this.#streams[at] = last;
       }
       if (!stream.isWhole) {
-        this.#cutShort.push(stream.id);
-        if (this.#cutShort.length > CUT_SHORT_MAX_COUNT) {
-          this.#cutShort.shift();
-        }
+        this.#rememberCut(stream.id);
       }
       this.#output.forget(stream);
       stream.close();
+    }
+  }
+
+  #rememberCut(id: number): void {
+    this.#cutShort.push(id);
+    if (this.#cutShort.length > CUT_SHORT_MAX_COUNT) {
+      this.#cutShort.shift();
     }
   }
 

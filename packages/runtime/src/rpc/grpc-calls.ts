@@ -145,7 +145,8 @@ export function createGrpcCalls({ routes, table, watch, around, authorize }: Cal
     take(connection, peer, stream, { fields }) {
       const head = readRequestHead(fields);
       if (head.httpMethod !== "POST" || !GRPC_CONTENT.test(head.contentType)) {
-        stream.end(head.httpMethod === "POST" ? UNSUPPORTED_MEDIA : METHOD_NOT_ALLOWED);
+        const answer = head.httpMethod === "POST" ? UNSUPPORTED_MEDIA : METHOD_NOT_ALLOWED;
+        table.startCall(connection, () => stream.end(answer));
         return undefined;
       }
       const timeoutMs = parseTimeout(head.timeout);

@@ -127,6 +127,10 @@ export function createTurns(callsPerTurnCount: number): Turns {
 
   return {
     start(connection, start) {
+      if (connection.socket.destroyed) {
+        start();
+        return;
+      }
       const taker = takerOf(connection.peer);
       taker.talking.add(connection);
       if (takers.size > 1 && (taker.startedCount >= callsPerTurnCount || taker.waiting.length > 0)) {

@@ -4,7 +4,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { prepareCall } from "../test/support/http2-frames.ts";
-import { runCommand } from "../test/support/program.ts";
+import { ROOT, runCommand } from "../test/support/program.ts";
 import { callsOn, offerCalls, openConnections, percentile, pressCalls } from "./call-load.ts";
 import { measureAnnounces } from "./directory-announces.ts";
 import { CALLS_PER_S, measureCalls } from "./directory-calls.ts";
@@ -24,24 +24,13 @@ const SETTLE_MS = 3000;
 const CONNECTIONS = 8;
 const AT_ONCE = 64;
 
-const ECHO = `
-const server = require("node:http2").createServer();
-server.on("stream", (stream) => {
-  stream.resume();
-  stream.on("end", () => {
-    stream.respond({ "content-type": "application/grpc" }, { waitForTrailers: true });
-    stream.on("wantTrailers", () => stream.sendTrailers({ "grpc-status": "0" }));
-    stream.end(Buffer.from([0, 0, 0, 0, 2, 8, 1]));
-  });
-});
-server.listen(0, "127.0.0.1", () => console.log("port " + server.address().port));
-`;
-
 /** What the load reaches against a server that does nothing: above all that is measured, or the figures are the load's own. */
 async function checkLoad(report: DirectoryReport): Promise<void> {
-  const echo = spawn("taskset", ["-c", SERVER_CORE, process.execPath, "-e", ECHO], {
-    stdio: ["ignore", "pipe", "inherit"],
-  });
+  const echo = spawn(
+    "taskset",
+    ["-c", SERVER_CORE, process.execPath, "--disable-warning=ExperimentalWarning", `${ROOT}bench/echo-server.ts`],
+    { stdio: ["ignore", "pipe", "inherit"] },
+  );
   try {
     const port = await new Promise<number>((resolve) =>
       echo.stdout.on("data", (text: Buffer) => resolve(Number(/port (\d+)/.exec(String(text))?.[1]))),
@@ -55,7 +44,7 @@ async function checkLoad(report: DirectoryReport): Promise<void> {
     const share = ((cpuSeconds(process.pid) - before) / offered.seconds) * 100;
     const pressed = await pressCalls({ ...load, count: 30_000, atOnce: AT_ONCE });
     report.note(
-      `the load alone, against a server of node:http2 that answers at once: ${Math.round(pressed.latenciesMs.length / pressed.seconds)} calls/s with ${AT_ONCE} at once; ` +
+      `the load alone, against a server that does nothing but answer: ${Math.round(pressed.latenciesMs.length / pressed.seconds)} calls/s with ${AT_ONCE} at once; ` +
         `at ${CALLS_PER_S}/s p50 ${percentile(offered.latenciesMs, 0.5).toFixed(2)} ms, p99 ${percentile(offered.latenciesMs, 0.99).toFixed(2)} ms, ${Math.round(share)} % of a core`,
     );
     for (const connection of connections) {

@@ -1,8 +1,9 @@
 import { createHash } from "node:crypto";
-import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
+import { closeSync, fstatSync, readSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { WeightlineError } from "@weightline/runtime";
+import { openAtOnce } from "./store/whole-file.ts";
 
 /** What the header of a layout says (objects.md, "Layout format"). */
 export interface LayoutHeader {
@@ -88,7 +89,7 @@ export function segmentPaths(header: LayoutHeader): string[] {
  * compares `digest` with the record's before it believes a number. Refused: a version that is not known here.
  */
 export async function readLayoutHeader(folder: string): Promise<LayoutHeader> {
-  const file = openSync(`${folder}/layout`, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  const file = openAtOnce(`${folder}/layout`);
   try {
     const hash = createHash("sha256");
     const buffer = Buffer.allocUnsafe(Math.max(1, Math.min(READ_BYTES, fstatSync(file).size)));

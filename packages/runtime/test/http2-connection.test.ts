@@ -12,6 +12,7 @@ import { Health, HealthCheckRequestSchema } from "@weightline/proto/grpc-health"
 import { GetHealthResponseSchema } from "@weightline/proto/health";
 import { createGrpcServer, type GrpcServer, type GrpcServerOptions, type ServiceRoute } from "@weightline/runtime";
 import t, { type Test } from "tap";
+import { collectEscapedFaults } from "../../../test/support/escaped-faults.ts";
 import { type HostileOptions, type HostilePeer, openHostilePeer } from "../../../test/support/hostile-peer.ts";
 import {
   ACK,
@@ -35,14 +36,7 @@ import { Http2Connection } from "../src/http2/http2-connection.ts";
 import type { Http2Stream } from "../src/http2/http2-stream.ts";
 import { RESET_BURST_COUNT } from "../src/rpc/server-limits.ts";
 
-const faults: unknown[] = [];
-const note = (error: unknown) => faults.push(error);
-process.on("uncaughtException", note);
-process.on("unhandledRejection", note);
-t.teardown(() => {
-  process.off("uncaughtException", note);
-  process.off("unhandledRejection", note);
-});
+const faults = collectEscapedFaults(t);
 
 // Codes of GOAWAY and RST_STREAM.
 const PROTOCOL = 1;

@@ -11,15 +11,9 @@ import {
   WeightlineError,
 } from "@weightline/runtime";
 import t from "tap";
+import { collectEscapedFaults } from "../../../test/support/escaped-faults.ts";
 
-const faults: unknown[] = [];
-const note = (error: unknown) => faults.push(error);
-process.on("uncaughtException", note);
-process.on("unhandledRejection", note);
-t.teardown(() => {
-  process.off("uncaughtException", note);
-  process.off("unhandledRejection", note);
-});
+const faults = collectEscapedFaults(t);
 
 type Answer = { version: string; status: string };
 let answer: (header: Headers) => Answer = () => ({ version: "", status: "" });

@@ -47,12 +47,19 @@ async function writeOver(path: string, text: string): Promise<boolean> {
 }
 
 /**
+ * Opens a file of the store to be read; its caller closes it. What is no file of ours (a pipe, a link) neither holds the event
+ * loop nor leads out of the store.
+ */
+export function openAtOnce(path: string): number {
+  return openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+}
+
+/**
  * The first `most` bytes of a small file of the store, without waiting: its pages lie in memory, and a thousand reads by the
  * thread pool cost a start most of a second. Throws what the system says; ENOENT when there is none.
  */
 export function readFileAtOnce(path: string, most: number): Buffer {
-  // What is no file of ours (a pipe, a link) must not hold the event loop, nor lead out of the store.
-  const file = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  const file = openAtOnce(path);
   try {
     const bytes = Buffer.allocUnsafe(Math.min(most, fstatSync(file).size));
     return bytes.subarray(0, readSync(file, bytes, 0, bytes.length, 0));

@@ -61,7 +61,7 @@ function check(holds: boolean, reason: Reason, message: string): void {
 
 /**
  * The server's side of one HTTP/2 connection (RFC 9113): frames become requests, replies become frames. It makes nothing for
- * a request but its stream and its headers, which is why it exists: node:http2 needs four times as long for a call.
+ * a request but its stream and its headers, which is why it exists: with node:http2 a call costs twice as much.
  */
 export class Http2Connection implements StreamConnection {
   readonly #socket: Socket;
@@ -288,9 +288,8 @@ export class Http2Connection implements StreamConnection {
 
   #takeData(flags: number, id: number, payload: Buffer): void {
     const stream = this.#streamOf(id);
-    // All of it counts, and is given back at once: what streams keep is limited for all connections of an address.
+    // Given back at once, so that it is never used up: what streams keep is limited for all connections of an address.
     this.#takenBytes += payload.length;
-    check(this.#takenBytes <= FIRST_WINDOW_BYTES, REASON.flowControlError, "more than the connection's window");
     if (this.#takenBytes >= FIRST_WINDOW_BYTES / 4) {
       this.write(frameOfNumbers(FRAME.windowUpdate, 0, 0, this.#takenBytes));
       this.#takenBytes = 0;

@@ -64,9 +64,6 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
       `the requests and untaken replies of ${whose} exceed ${Math.floor(limit / MEBIBYTE)} MiB: wait for calls that run`,
     );
   };
-  const streamsRequests = ({ method }: GrpcCall) =>
-    method?.methodKind === "client_streaming" || method?.methodKind === "bidi_streaming";
-
   const lookAt = (call: GrpcCall, now: number) => {
     const { stream, connection, account } = call;
     const waiting = stream.unsentBytes;
@@ -76,7 +73,7 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
     if (!calls.has(call)) {
       return;
     }
-    if (waiting === 0 && account.replyBytes === 0 && streamsRequests(call)) {
+    if (waiting === 0 && account.replyBytes === 0 && call.streamsRequests) {
       // Thousands of streams rest like this.
       account.movedAtMs = now;
       return;
@@ -85,7 +82,7 @@ export function createCallWatch(table: ConnectionTable, limits: ServerLimits, on
     const began = account.replyBytes === 0;
     take(call, waiting - account.replyBytes);
     account.replyBytes = waiting;
-    if (waiting > 0 ? began || sent - account.movedAtBytes > MOVED_BYTES : call.isWhole || streamsRequests(call)) {
+    if (waiting > 0 ? began || sent - account.movedAtBytes > MOVED_BYTES : call.isWhole || call.streamsRequests) {
       account.movedAtMs = now;
       account.movedAtBytes = sent;
     }

@@ -46,7 +46,7 @@ export interface ConnectionTable {
 }
 
 /** Which connection it is, the same for a socket and for the TLS on it. */
-export interface ConnectionEnds {
+interface ConnectionEnds {
   readonly remoteAddress?: string | undefined;
   readonly remotePort?: number | undefined;
   readonly localAddress?: string | undefined;

@@ -1,4 +1,3 @@
-import type { DescMethod } from "@bufbuild/protobuf";
 import type { Listed } from "../active-list.ts";
 import type { Http2Stream, StreamTaker } from "../http2/http2-stream.ts";
 import type { Caller } from "../security/access.ts";
@@ -20,8 +19,8 @@ export interface GrpcCallOptions {
   host: CallHost;
   connection: Connection;
   stream: Http2Stream;
-  /** Undefined: the server has no such method. */
-  method: DescMethod | undefined;
+  /** Its requests are a stream: the client's own messages may be far apart. */
+  streamsRequests: boolean;
   /** "/package.Service/Method" */
   path: string;
   /** Names and values of the request's headers, in turn. */
@@ -29,7 +28,6 @@ export interface GrpcCallOptions {
   encoding: string;
   /** On the clock of performance.now(); Infinity: none. */
   deadlineAtMs: number;
-  maxMessageBytes: number;
 }
 
 /** gRPC's flag and length before a message. */
@@ -51,12 +49,11 @@ export class GrpcCall implements Listed, StreamTaker {
   slot = -1;
   readonly connection: Connection;
   readonly stream: Http2Stream;
-  readonly method: DescMethod | undefined;
+  readonly streamsRequests: boolean;
   readonly path: string;
   readonly fields: readonly string[];
   readonly encoding: string;
   readonly deadlineAtMs: number;
-  readonly maxMessageBytes: number;
   /** Set before its handler runs, where security is on. */
   caller: Caller | undefined;
   /** The request is whole. */
@@ -90,12 +87,11 @@ export class GrpcCall implements Listed, StreamTaker {
     this.#host = options.host;
     this.connection = options.connection;
     this.stream = options.stream;
-    this.method = options.method;
+    this.streamsRequests = options.streamsRequests;
     this.path = options.path;
     this.fields = options.fields;
     this.encoding = options.encoding;
     this.deadlineAtMs = options.deadlineAtMs;
-    this.maxMessageBytes = options.maxMessageBytes;
   }
 
   /** "package.Service/Method" */

@@ -1,4 +1,3 @@
-import type { DescMethod, DescService } from "@bufbuild/protobuf";
 import { Code } from "@connectrpc/connect";
 import type { HeaderList } from "../http2/header-decoder.ts";
 import type { Http2Stream, StreamTaker } from "../http2/http2-stream.ts";
@@ -19,7 +18,6 @@ import {
 import { parseTimeout, readRequestHead } from "./grpc-request.ts";
 import { httpStatus } from "./grpc-status.ts";
 import { brokenRequest } from "./received-message.ts";
-import { MAX_MESSAGE_BYTES } from "./server-limits.ts";
 import type { ServiceRoute } from "./service-route.ts";
 
 export interface CallsOptions {
@@ -43,7 +41,6 @@ export interface GrpcCalls {
 }
 
 interface Served {
-  readonly method: DescMethod;
   /** Undefined: the service has it, and it is not served here. */
   readonly run: CallRunner | undefined;
   readonly streamsRequests: boolean;
@@ -59,18 +56,14 @@ const PLAIN: ConnectionPeer = { encrypted: false };
 
 function servedBy(routes: readonly ServiceRoute[], around: HandlerSurroundings): Map<string, Served> {
   const served = new Map<string, Served>();
-  const add = (service: DescService, implementation: object) => {
+  for (const { service, implementation } of routes) {
     for (const method of service.methods) {
       const handler = (implementation as Record<string, Handler | undefined>)[method.localName];
       served.set(`/${service.typeName}/${method.name}`, {
-        method,
         run: handler === undefined ? undefined : createCallRunner(method, handler.bind(implementation), around),
         streamsRequests: streamsOf(method).requestStream,
       });
     }
-  };
-  for (const { service, implementation } of routes) {
-    add(service, implementation);
   }
   return served;
 }
@@ -92,8 +85,8 @@ export function createGrpcCalls({ routes, table, watch, around, authorize }: Cal
     if (call.isOver || !call.isAdmitted || call.isStarted || entry === undefined) {
       return;
     }
-    const { run, streamsRequests } = entry;
-    if (run === undefined || !(call.isWhole || streamsRequests)) {
+    const { run } = entry;
+    if (run === undefined || !(call.isWhole || call.streamsRequests)) {
       return;
     }
     call.isStarted = true;
@@ -154,12 +147,11 @@ export function createGrpcCalls({ routes, table, watch, around, authorize }: Cal
         host,
         connection,
         stream,
-        method: served.get(head.path)?.method,
+        streamsRequests: served.get(head.path)?.streamsRequests ?? false,
         path: head.path,
         fields,
         encoding: head.encoding,
         deadlineAtMs: performance.now() + (timeoutMs ?? 0),
-        maxMessageBytes: MAX_MESSAGE_BYTES,
       });
       stream.taker = call;
       table.callBegan(connection);

@@ -16,6 +16,7 @@ import type { GrpcStatus } from "./grpc-status.ts";
 import { CALL_OVER, LazyContext } from "./lazy-context.ts";
 import { brokenRequest, decodeMessage, tooLarge } from "./received-message.ts";
 import { ERROR_METADATA, encodeDetail, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
+import { MAX_MESSAGE_BYTES } from "./server-limits.ts";
 import { requestsOf, type StreamSides, sendAll } from "./stream-messages.ts";
 import { EncodedMessage } from "./wire-forms.ts";
 
@@ -194,8 +195,8 @@ function onlyMessage(method: DescMethod, call: GrpcCall): unknown | Promise<unkn
 
 /** Why the message that is on its way is not taken; undefined when it may come. */
 export function messageFault(call: GrpcCall): Error | undefined {
-  return call.nextMessageBytes > call.maxMessageBytes
-    ? tooLarge(`a message of ${call.nextMessageBytes} bytes is too large`, call.maxMessageBytes)
+  return call.nextMessageBytes > MAX_MESSAGE_BYTES
+    ? tooLarge(`a message of ${call.nextMessageBytes} bytes is too large`, MAX_MESSAGE_BYTES)
     : undefined;
 }
 

@@ -14,7 +14,7 @@ const CONNECTIONS = 8;
 const WORKERS_PER_SOURCE = 100;
 const COUNTED_CALLS = 100;
 /** Calls of each method before anything is measured: a server that has just started compiles its code meanwhile. */
-const FIRST_CALLS = 5000;
+const FIRST_CALLS = 20_000;
 /** Of the offered rate; the last calls of a run end after its time. */
 const REACHED_SHARE = 0.98;
 

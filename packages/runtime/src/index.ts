@@ -42,6 +42,7 @@ export {
   parseAddresses,
 } from "./network-address.ts";
 export { createOperationsServer, type OperationsServer, type OperationsServerOptions } from "./operations-server.ts";
+export { OrderedList, Place } from "./ordered-list.ts";
 export { type CallFailure, createFailureLog } from "./rpc/call-failure.ts";
 export type { ServerSecurity } from "./rpc/connection-intake.ts";
 export { createGrpcChannel, type GrpcChannel, type GrpcChannelOptions } from "./rpc/grpc-client.ts";

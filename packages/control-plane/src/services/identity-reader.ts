@@ -1,7 +1,7 @@
 import { fromBinary } from "@bufbuild/protobuf";
 import { computeSourceId, identityToJson } from "@weightline/proto";
 import { type SourceIdentity, SourceIdentitySchema } from "@weightline/proto/p2p";
-import { checkMessageValues } from "@weightline/runtime";
+import { checkMessageValues, OrderedList, Place } from "@weightline/runtime";
 import { byteString } from "../directory/wire.ts";
 
 /** A decoded SourceIdentity with what follows from it. Shared by all who publish it: nobody changes it. */
@@ -23,9 +23,22 @@ const IDENTITIES_MAX = 1000;
 /** A longer one is decoded each time, in bytes. */
 const REMEMBERED_MAX_BYTES = 4096;
 
+class Remembered {
+  readonly key: string;
+  readonly known: KnownIdentity;
+  readonly place = new Place<Remembered>(this);
+
+  constructor(key: string, known: KnownIdentity) {
+    this.key = key;
+    this.known = known;
+  }
+}
+
 export function createIdentityReader(): IdentityReader {
-  /** By their encoded bytes, see byteString; in the order of their last use. */
-  const known = new Map<string, KnownIdentity>();
+  /** By their encoded bytes, see byteString. */
+  const remembered = new Map<string, Remembered>();
+  /** In the order of their last use. */
+  const used = new OrderedList<Remembered>();
   const decode = (encoded: Uint8Array): KnownIdentity => {
     checkMessageValues(SourceIdentitySchema, encoded);
     const identity = fromBinary(SourceIdentitySchema, encoded, { readUnknownFields: false });
@@ -38,14 +51,18 @@ export function createIdentityReader(): IdentityReader {
         return decode(encoded);
       }
       const key = byteString(encoded);
-      const entry = known.get(key) ?? decode(encoded);
-      known.delete(key);
-      known.set(key, entry);
-      const oldest = known.keys().next().value;
-      if (known.size > IDENTITIES_MAX && oldest !== undefined) {
-        known.delete(oldest);
+      let entry = remembered.get(key);
+      if (entry === undefined) {
+        entry = new Remembered(key, decode(encoded));
+        remembered.set(key, entry);
       }
-      return entry;
+      used.add(entry.place);
+      const oldest = used.first;
+      if (remembered.size > IDENTITIES_MAX && oldest !== undefined) {
+        used.delete(oldest.place);
+        remembered.delete(oldest.key);
+      }
+      return entry.known;
     },
   };
 }

@@ -1,4 +1,5 @@
 import type { Socket } from "node:net";
+import { OrderedList, Place } from "../ordered-list.ts";
 import type { LimitReason, OnLimit, ServerLimits } from "./server-limits.ts";
 import { createTurns } from "./turns.ts";
 
@@ -7,22 +8,31 @@ export interface Peer {
   readonly address: string;
   readonly connections: Set<Connection>;
   /** Those without a running call, the longest idle first. */
-  readonly idle: Set<Connection>;
+  readonly idle: OrderedList<Connection>;
   /** Of requests that are read and of replies that were not taken when last looked at. */
   bytes: number;
 }
 
 /** One accepted connection. */
-export interface Connection {
+export class Connection {
   readonly key: string;
   readonly peer: Peer;
   readonly socket: Socket;
-  readonly acceptedAtMs: number;
+  readonly acceptedAtMs = performance.now();
   /** What HTTP/2 is spoken on: the socket, or the TLS on it; undefined until that is known. */
   http2: Socket | undefined;
   /** Asks the client to come again elsewhere; undefined until HTTP/2 is spoken. */
   session: { close(): void } | undefined;
-  callsCount: number;
+  callsCount = 0;
+  /** Among the idle ones of its peer, and of all. */
+  readonly idleOfPeer = new Place<Connection>(this);
+  readonly idleOfAll = new Place<Connection>(this);
+
+  constructor(peer: Peer, socket: Socket) {
+    this.key = keyOf(socket);
+    this.peer = peer;
+    this.socket = socket;
+  }
 }
 
 /** The connections of a server: how many each address may have, and which one goes when it is one too many. */
@@ -64,7 +74,7 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
   /** Of those that wait until none is open. */
   const waiting: Array<() => void> = [];
   /** The longest idle first. */
-  const idle = new Set<Connection>();
+  const idle = new OrderedList<Connection>();
   /** Of whom nothing is known yet, the oldest first. */
   const fresh = new Set<Connection>();
 
@@ -73,8 +83,8 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
   const forget = (connection: Connection) => {
     const { key, peer } = connection;
     peer.connections.delete(connection);
-    peer.idle.delete(connection);
-    idle.delete(connection);
+    peer.idle.delete(connection.idleOfPeer);
+    idle.delete(connection.idleOfAll);
     fresh.delete(connection);
     turns.forget(connection);
     if (byEnds.get(key) === connection) {
@@ -98,8 +108,8 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
     setTimeout(() => socket.destroy(), session === undefined ? 0 : GOING_MS).unref();
   };
   /** Makes room among `others` by ending the longest idle; false when all have calls. */
-  const makeRoom = (others: Set<Connection>, reason: LimitReason): boolean => {
-    const [oldest] = others;
+  const makeRoom = (others: OrderedList<Connection>, reason: LimitReason): boolean => {
+    const oldest = others.first;
     if (oldest !== undefined) {
       endIdle(oldest, reason);
     }
@@ -141,21 +151,14 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
         socket.resetAndDestroy();
         return false;
       }
-      const peer = peers.get(address) ?? { address, connections: new Set(), idle: new Set(), bytes: 0 };
-      const connection: Connection = {
-        key: keyOf(socket),
-        peer,
-        socket,
-        acceptedAtMs: performance.now(),
-        http2: undefined,
-        session: undefined,
-        callsCount: 0,
-      };
+      const peer = peers.get(address) ?? { address, connections: new Set(), idle: new OrderedList(), bytes: 0 };
+      const connection = new Connection(peer, socket);
       peers.set(address, peer);
       byEnds.set(connection.key, connection);
-      for (const set of [peer.connections, peer.idle, idle, fresh]) {
-        set.add(connection);
-      }
+      peer.connections.add(connection);
+      peer.idle.add(connection.idleOfPeer);
+      idle.add(connection.idleOfAll);
+      fresh.add(connection);
       socket.once("close", () => forget(connection));
       return true;
     },
@@ -169,16 +172,16 @@ export function createConnectionTable(limits: ServerLimits, onLimit: OnLimit): C
     callBegan(connection) {
       connection.callsCount += 1;
       if (connection.callsCount === 1) {
-        connection.peer.idle.delete(connection);
-        idle.delete(connection);
+        connection.peer.idle.delete(connection.idleOfPeer);
+        idle.delete(connection.idleOfAll);
         fresh.delete(connection);
       }
     },
     callEnded(connection) {
       connection.callsCount -= 1;
       if (connection.callsCount === 0 && connection.peer.connections.has(connection)) {
-        connection.peer.idle.add(connection);
-        idle.add(connection);
+        connection.peer.idle.add(connection.idleOfPeer);
+        idle.add(connection.idleOfAll);
       }
     },
     startCall: (connection, start) => turns.start(connection, start),

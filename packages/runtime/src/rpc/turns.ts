@@ -1,4 +1,5 @@
 import type { Socket } from "node:net";
+import { OrderedList, Place } from "../ordered-list.ts";
 import type { Connection, Peer } from "./connection-table.ts";
 
 /**
@@ -21,17 +22,25 @@ interface Handle {
   readStart(): void;
 }
 
-interface Taker {
+/** A peer that begins calls. */
+class Taker {
+  readonly peer: Peer;
   /** Calls that started in this turn. */
-  startedCount: number;
+  startedCount = 0;
   /** When it last began one. */
-  tookAtMs: number;
+  tookAtMs = 0;
   /** Calls that wait for a turn. */
-  readonly waiting: Array<() => void>;
+  readonly waiting: Array<() => void> = [];
   /** Connections that began calls since it was last quiet. */
-  readonly talking: Set<Connection>;
+  readonly talking = new Set<Connection>();
   /** Those that are not read now, the longest held first. */
-  readonly held: Set<Connection>;
+  readonly held = new Set<Connection>();
+  readonly placeAmongLatest = new Place<Taker>(this);
+  readonly placeAmongBusy = new Place<Taker>(this);
+
+  constructor(peer: Peer) {
+    this.peer = peer;
+  }
 }
 
 /** Who began a call so lately is one whom others must not keep waiting. */
@@ -42,10 +51,12 @@ function handleOf(socket: Socket): Handle | undefined {
 }
 
 export function createTurns(callsPerTurnCount: number): Turns {
-  /** Who began a call lately, the longest ago first. */
+  /** Who began a call lately. */
   const takers = new Map<Peer, Taker>();
+  /** The same, the longest ago first. */
+  const latest = new OrderedList<Taker>();
   /** Those with calls that started in this turn or wait, or with connections that are not read. */
-  const busy = new Set<Taker>();
+  const busy = new OrderedList<Taker>();
   let ends: NodeJS.Immediate | undefined;
 
   const release = (taker: Taker, count: number) => {
@@ -86,21 +97,22 @@ export function createTurns(callsPerTurnCount: number): Turns {
   };
   const forgetQuiet = () => {
     const now = performance.now();
-    for (const [peer, taker] of takers) {
-      if (now - taker.tookAtMs < ACTIVE_MS || busy.has(taker)) {
+    for (let taker = latest.first; taker !== undefined; taker = latest.first) {
+      if (now - taker.tookAtMs < ACTIVE_MS || busy.has(taker.placeAmongBusy)) {
         return;
       }
-      takers.delete(peer);
+      latest.delete(taker.placeAmongLatest);
+      takers.delete(taker.peer);
     }
   };
   const endTurn = () => {
     ends = undefined;
-    for (const taker of busy) {
+    busy.forEach((taker) => {
       takeTurn(taker);
       if (taker.startedCount === 0 && taker.held.size === 0) {
-        busy.delete(taker);
+        busy.delete(taker.placeAmongBusy);
       }
-    }
+    });
     forgetQuiet();
     if (busy.size > 0) {
       ends = setImmediate(endTurn);
@@ -108,17 +120,14 @@ export function createTurns(callsPerTurnCount: number): Turns {
   };
   /** The peer's taker, which is now the latest. */
   const takerOf = (peer: Peer): Taker => {
-    const taker = takers.get(peer) ?? {
-      startedCount: 0,
-      tookAtMs: 0,
-      waiting: [],
-      talking: new Set(),
-      held: new Set(),
-    };
-    if (!busy.has(taker)) {
-      busy.add(taker);
-      takers.delete(peer);
+    let taker = takers.get(peer);
+    if (taker === undefined) {
+      taker = new Taker(peer);
       takers.set(peer, taker);
+    }
+    if (!busy.has(taker.placeAmongBusy)) {
+      busy.add(taker.placeAmongBusy);
+      latest.add(taker.placeAmongLatest);
       taker.tookAtMs = performance.now();
       ends ??= setImmediate(endTurn);
     }

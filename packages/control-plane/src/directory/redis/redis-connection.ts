@@ -2,6 +2,7 @@ import { createBoundedLog, type Logger, WeightlineError } from "@weightline/runt
 import { type RedisOptions as AllRedisOptions, Cluster, Redis } from "ioredis";
 import type { Clock } from "../directory.ts";
 import type { BackendErrorKind, DirectoryObserver } from "../directory-observer.ts";
+import { createCommandDeadlines } from "./command-deadlines.ts";
 import { joinWrites } from "./joined-writes.ts";
 import { keyTypes, type Touched } from "./key-types.ts";
 import { describeRedis, type RedisAddress } from "./redis-address.ts";
@@ -99,7 +100,6 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
   let connected: boolean | undefined;
 
   const common = {
-    commandTimeout: options.timeoutMs,
     connectTimeout: CONNECT_TIMEOUT_MS,
     socketTimeout: SILENCE_MAX_MS,
     maxRetriesPerRequest: 1,
@@ -148,10 +148,11 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
   };
 
   const join = joinWrites(client);
+  const inTime = createCommandDeadlines(options.timeoutMs);
   const guarded = async <T>(command: () => Promise<T>): Promise<T> => {
     try {
       join();
-      return await command();
+      return await inTime(command());
     } catch (error) {
       throw failure(error);
     }

@@ -182,12 +182,16 @@ export class Http2Stream implements Sender {
     }
   }
 
-  /** It is over. */
+  /**
+   * It is over, and keeps nothing: a stream that waited long for its turn lies where only full collections look, with all
+   * that it still has.
+   */
   close(): void {
     if (!this.isClosed) {
       this.isClosed = true;
       this.#unsent.length = 0;
       this.#unsentBytes = 0;
+      this.#trailers = undefined;
       const { taker } = this;
       this.taker = undefined;
       taker?.onClose();

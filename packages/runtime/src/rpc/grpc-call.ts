@@ -125,9 +125,11 @@ export class GrpcCall implements Listed, StreamTaker {
   }
 
   onClose(): void {
+    const onCancel = this.#onCancel;
+    this.#onCancel = ignore;
     if (!this.isOver) {
       this.isOver = true;
-      this.#onCancel(this.isLate());
+      onCancel(this.isLate());
     }
     this.#onMore();
     this.onDrain();

@@ -1,3 +1,4 @@
+import { keepBytes } from "./kept-bytes.ts";
 import { LargeMessage } from "./large-message.ts";
 
 /** A message of a request as it came. */
@@ -44,7 +45,7 @@ export class MessageReader {
   push(piece: Buffer): void {
     const rest = this.#large === undefined ? piece : piece.subarray(this.#large.push(piece));
     if (rest.length > 0) {
-      this.#pieces.push(Buffer.from(rest));
+      this.#pieces.push(keepBytes(rest));
       this.#piecesBytes += rest.length;
       this.#readPrefix();
       this.#beginLarge();

@@ -3,6 +3,9 @@ import { randomBytes } from "node:crypto";
 import { type ClientHttp2Stream, connect as connectHttp2 } from "node:http2";
 import { connect, type Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
+import { create, toBinary } from "@bufbuild/protobuf";
+import { AnnounceRequestSchema } from "@weightline/proto/node";
+import { MESSAGE_VALUES_MAX_COUNT } from "@weightline/runtime";
 import {
   callHeaders,
   dial,
@@ -21,7 +24,6 @@ import {
 const P2P = "/model_express.p2p.P2pService";
 const LIST = `${P2P}/ListSources`;
 const MESSAGE_BYTES = 100 * 1024 * 1024;
-const VALUES = 1_000_000;
 const GREETING = Buffer.concat([PREFACE, settings([])]);
 /** What is written at once. */
 const BATCH = 200;
@@ -166,7 +168,14 @@ function stuck(port: number, greeting: Buffer, call: (stream: number) => Buffer)
 const unfinished = Buffer.alloc(600);
 unfinished.writeUInt32BE(MESSAGE_BYTES, 1);
 const unknownField = Buffer.from([0x78, 0]);
-const ofValues = grpcMessage(Buffer.alloc(VALUES * 2, unknownField));
+/** The most that are taken: each has to be looked at. */
+const ofValues = grpcMessage(Buffer.alloc(MESSAGE_VALUES_MAX_COUNT * 2, unknownField));
+const ofMessages = () => {
+  const holdings = Array.from({ length: MESSAGE_VALUES_MAX_COUNT - 1 }, () => ({}));
+  return grpcMessage(
+    Buffer.from(toBinary(AnnounceRequestSchema, create(AnnounceRequestSchema, { holdings: { holdings } }))),
+  );
+};
 const ofBytes = () => {
   const bytes = Buffer.alloc(MESSAGE_BYTES);
   // Field 15, length-delimited: unknown to every request, and all of the message.
@@ -225,6 +234,7 @@ const FLOODS: Readonly<Record<string, (port: number) => Step | Promise<Step>>> =
     onConnections(port, Buffer.concat([GREETING, headers(1)]), () => many(() => frame(FRAME.data, 0, 1))),
   "huge-messages": (port) => sending(port, `${P2P}/PublishMetadata`, ofBytes()),
   "many-values": (port) => sending(port, LIST, ofValues),
+  "many-messages": (port) => sending(port, "/weightline.node.v1.NodeService/Announce", ofMessages()),
   "unfinished-requests": (port) =>
     stuck(port, GREETING, (stream) => Buffer.concat([headers(stream), frame(FRAME.data, 0, stream, unfinished)])),
   "untaken-replies": (port) =>

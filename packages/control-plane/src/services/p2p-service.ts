@@ -22,7 +22,7 @@ import {
 import type { Directory, Publication, PublishOutcome, UpdateOutcome, WorkerQuery } from "../directory/directory.ts";
 import { readWorker } from "../directory/published-worker.ts";
 import { createIdentityReader, type IdentityReader } from "./identity-reader.ts";
-import { recordProblem } from "./record-limits.ts";
+import { encodedIdentityProblem, recordProblem } from "./record-limits.ts";
 import { createSkewWarning } from "./skew-warning.ts";
 
 const KNOWN_STATUS = new Set(SourceStatusSchema.values.map(({ number }) => number));
@@ -52,6 +52,10 @@ function publicationOf(identities: IdentityReader, request: PublishRequest): Pub
   const { identity: encoded, workerId, worker } = request;
   if (encoded === undefined) {
     return "identity is required";
+  }
+  const problem = encodedIdentityProblem(encoded);
+  if (problem !== undefined) {
+    return problem;
   }
   const { identity, sourceId, recordBytes } = readPart(SourceIdentitySchema.typeName, () => identities.read(encoded));
   if (identity.modelName === "") {

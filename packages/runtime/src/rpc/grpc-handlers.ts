@@ -17,7 +17,7 @@ import { CALL_OVER, LazyContext } from "./lazy-context.ts";
 import { brokenRequest, decodeMessage, tooLarge } from "./received-message.ts";
 import { ERROR_METADATA, encodeDetail, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
 import { MAX_MESSAGE_BYTES } from "./server-limits.ts";
-import { requestsOf, type StreamSides, sendAll } from "./stream-messages.ts";
+import { nextTurn, requestsOf, type StreamSides, sendAll } from "./stream-messages.ts";
 import { EncodedMessage } from "./wire-forms.ts";
 
 /** A handler in Connect's form, its kind known only at run time. */
@@ -183,14 +183,18 @@ async function streamed(
 }
 
 /** The one message of a call whose request is whole. */
-function onlyMessage(method: DescMethod, call: GrpcCall): unknown | Promise<unknown> {
+function onlyMessage(
+  method: DescMethod,
+  call: GrpcCall,
+  { takeTurn }: HandlerSurroundings,
+): unknown | Promise<unknown> {
   const message = call.takeMessage();
   if (message === undefined || call.waitingBytes > 0) {
     throw brokenRequest(
       message === undefined ? "the request has no whole message" : "the request has more than one message",
     );
   }
-  return decodeMessage(method.input, message, call.encoding);
+  return decodeMessage(method.input, message, call.encoding, () => nextTurn(call, takeTurn));
 }
 
 /** Why the message that is on its way is not taken; undefined when it may come. */
@@ -214,14 +218,14 @@ export function createCallRunner(method: DescMethod, handler: Handler, surroundi
     if (responseStream) {
       return streamed(call, surroundings, async (sides) => {
         call.begin();
-        const request = requestStream ? requestsOf(method, call, sides) : await onlyMessage(method, call);
+        const request = requestStream ? requestsOf(method, call, sides) : await onlyMessage(method, call, surroundings);
         return sendAll(method, call, handler(request, context), sides.end);
       });
     }
     if (requestStream) {
       return streamed(call, surroundings, (sides) => answer(call, requestsOf(method, call, sides), context));
     }
-    const request = onlyMessage(method, call);
+    const request = onlyMessage(method, call, surroundings);
     return answer(call, request instanceof Promise ? await request : request, context);
   };
   return (call) => observed(method, call, surroundings, body);

@@ -1,16 +1,22 @@
-import { type DescField, type DescMessage, fromBinary, type MessageShape, ScalarType } from "@bufbuild/protobuf";
+import {
+  create,
+  type DescField,
+  type DescMessage,
+  fromBinary,
+  type MessageShape,
+  ScalarType,
+} from "@bufbuild/protobuf";
 import { WeightlineError } from "../error.ts";
+import { decodeInParts } from "./message-parts.ts";
 import { MESSAGE_VALUES_MAX_COUNT, UNKNOWN_VALUES_MAX_COUNT } from "./server-limits.ts";
+import { WireCursor, WireType } from "./wire-cursor.ts";
 
-/** Bytes of the wire types that have a fixed size. */
-const FIXED_BYTES: Readonly<Partial<Record<number, number>>> = { 1: 8, 5: 4 };
 /** A tag, and a varint or a length. */
 const VALUE_MIN_BYTES = 2;
-const VARINT = 0;
-const LENGTH_DELIMITED = 2;
-const VARINT_MAX_BYTES = 10;
 /** The decoder's own. */
 const DEPTH_MAX = 100;
+/** A shorter request cannot have much in it. */
+const AT_ONCE_MAX_BYTES = 4096;
 
 const fieldsByNumber = new WeakMap<DescMessage, Map<number, DescField>>();
 
@@ -50,53 +56,39 @@ class ValueCount {
   left: number;
   /** Those of fields that the type does not have. */
   unknown = 0;
-  readonly #bytes: Uint8Array;
-  #at = 0;
+  readonly #cursor: WireCursor;
 
   constructor(bytes: Uint8Array, limit: number) {
-    this.#bytes = bytes;
+    this.#cursor = new WireCursor(bytes);
     this.left = limit;
   }
 
-  #varint(): number {
-    let value = 0;
-    for (let i = 0; i < VARINT_MAX_BYTES; i++) {
-      const byte = this.#bytes[this.#at++] ?? 0;
-      value += (byte & 0x7f) * 2 ** (7 * i);
-      if (byte < 0x80) {
-        return value;
-      }
-    }
-    return Number.POSITIVE_INFINITY;
-  }
-
   take(type: DescMessage, end: number, depth: number): void {
-    while (this.#at < end && this.left > 0) {
-      const tag = this.#varint();
+    const cursor = this.#cursor;
+    while (cursor.at < end && this.left > 0) {
+      const { number, wireType } = cursor.tag();
       this.left -= 1;
-      const wireType = tag & 7;
-      const field = fieldOf(type, Math.floor(tag / 8));
+      const field = fieldOf(type, number);
       this.unknown += field === undefined ? 1 : 0;
-      if (wireType === VARINT) {
-        this.#varint();
-      } else if (wireType === LENGTH_DELIMITED) {
+      if (wireType === WireType.lengthDelimited) {
         this.#takeLength(field, end, depth);
       } else {
-        this.#at += FIXED_BYTES[wireType] ?? 0;
+        cursor.skip(wireType);
       }
     }
   }
 
   #takeLength(field: DescField | undefined, end: number, depth: number): void {
-    const bytes = this.#varint();
-    const next = Math.min(end, this.#at + bytes);
+    const cursor = this.#cursor;
+    const bytes = cursor.varint();
+    const next = Math.min(end, cursor.at + bytes);
     const width = packedBytes(field);
     if (width > 0) {
-      this.left -= Math.ceil((next - this.#at) / width);
+      this.left -= Math.ceil((next - cursor.at) / width);
     } else if (field?.fieldKind !== "map" && field?.message !== undefined && depth < DEPTH_MAX) {
       this.take(field.message, next, depth + 1);
     }
-    this.#at = Math.max(this.#at, next);
+    cursor.at = Math.max(cursor.at, next);
   }
 }
 
@@ -121,12 +113,39 @@ export function checkMessageValues(type: DescMessage, bytes: Uint8Array): number
   return count.unknown;
 }
 
+/** How long a step of a decoding may keep everybody waiting, in ms. */
+const STEP_MS = 0.5;
+
 /**
  * Decodes a request whose values are not too many, as checkMessageValues. What is not understood is kept, so that it is
  * passed on; not of a message that has more than UNKNOWN_VALUES_MAX_COUNT of that: to keep it takes five times as long as to
- * read it, and everybody waits.
+ * read it. One that has much is decoded in steps, `pause` between them.
  */
-export function decodeRequest<Type extends DescMessage>(type: Type, bytes: Uint8Array): MessageShape<Type> {
-  const unknown = checkMessageValues(type, bytes);
-  return fromBinary(type, bytes, { readUnknownFields: unknown <= UNKNOWN_VALUES_MAX_COUNT });
+export function decodeRequest<Type extends DescMessage>(
+  type: Type,
+  bytes: Uint8Array,
+  pause: () => Promise<void>,
+): MessageShape<Type> | Promise<MessageShape<Type>> {
+  if (bytes.length <= AT_ONCE_MAX_BYTES) {
+    return fromBinary(type, bytes);
+  }
+  const readUnknownFields = checkMessageValues(type, bytes) <= UNKNOWN_VALUES_MAX_COUNT;
+  return decodeInSteps(type, bytes, readUnknownFields, pause);
+}
+
+async function decodeInSteps<Type extends DescMessage>(
+  type: Type,
+  bytes: Uint8Array,
+  readUnknownFields: boolean,
+  pause: () => Promise<void>,
+): Promise<MessageShape<Type>> {
+  const message = create(type) as MessageShape<Type>;
+  let until = performance.now() + STEP_MS;
+  for (const _ of decodeInParts(type, message, bytes, readUnknownFields)) {
+    if (performance.now() >= until) {
+      await pause();
+      until = performance.now() + STEP_MS;
+    }
+  }
+  return message;
 }

@@ -44,21 +44,36 @@ async function unpack(bytes: Buffer, encoding: string): Promise<Buffer> {
   }
 }
 
-function decode(type: DescMessage, bytes: Buffer): unknown {
+function undecoded(type: DescMessage, error: unknown): Error {
+  return error instanceof WeightlineError
+    ? error
+    : malformedRequest(type.typeName, error instanceof Error ? error.message : String(error));
+}
+
+function decode(type: DescMessage, bytes: Buffer, pause: () => Promise<void>): unknown | Promise<unknown> {
   try {
-    return decodeRequest(type, bytes);
+    const decoded = decodeRequest(type, bytes, pause);
+    return decoded instanceof Promise
+      ? decoded.catch((error: unknown) => {
+          throw undecoded(type, error);
+        })
+      : decoded;
   } catch (error) {
-    throw error instanceof WeightlineError
-      ? error
-      : malformedRequest(type.typeName, error instanceof Error ? error.message : String(error));
+    throw undecoded(type, error);
   }
 }
 
-/** What the message says; a promise where it is compressed. Throws InvalidArgument and ResourceExhausted. */
+/**
+ * What the message says; a promise where it is compressed, or long: then it is decoded in steps, `pause` between them. Throws
+ * or rejects with InvalidArgument and ResourceExhausted.
+ */
 export function decodeMessage(
   type: DescMessage,
   { isCompressed, bytes }: ReceivedMessage,
   encoding: string,
+  pause: () => Promise<void>,
 ): unknown | Promise<unknown> {
-  return isCompressed ? unpack(bytes, encoding).then((unpacked) => decode(type, unpacked)) : decode(type, bytes);
+  return isCompressed
+    ? unpack(bytes, encoding).then((unpacked) => decode(type, unpacked, pause))
+    : decode(type, bytes, pause);
 }

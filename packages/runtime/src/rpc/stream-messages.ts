@@ -1,7 +1,17 @@
+import { setImmediate } from "node:timers/promises";
 import { create, type DescMessage, type DescMethod, type MessageShape, toBinary } from "@bufbuild/protobuf";
-import type { CallEnd } from "./call-end.ts";
+import { type CallEnd, cancelReason } from "./call-end.ts";
 import type { GrpcCall } from "./grpc-call.ts";
 import { brokenRequest, decodeMessage } from "./received-message.ts";
+
+/** Waits for a later turn of the event loop that is the call's; rejects when nobody waits for the call any more. */
+export async function nextTurn(call: GrpcCall, takeTurn: StreamSides["takeTurn"]): Promise<void> {
+  await setImmediate();
+  await new Promise<void>((resolve) => takeTurn(call, resolve));
+  if (call.isOver) {
+    throw cancelReason(call.isLate());
+  }
+}
 
 /** What both sides of a streaming call have in common. */
 export interface StreamSides {
@@ -40,7 +50,7 @@ export async function* requestsOf(
       const message = call.takeMessage();
       onTaken(call);
       if (message !== undefined) {
-        yield await decodeMessage(method.input, message, call.encoding);
+        yield await decodeMessage(method.input, message, call.encoding, () => nextTurn(call, takeTurn));
       }
     } else if (call.isWhole) {
       if (call.waitingBytes > 0) {

@@ -1,0 +1,106 @@
+import { create, type DescField, type DescMessage, type MessageShape, mergeFromBinary } from "@bufbuild/protobuf";
+import { WireCursor, WireType } from "./wire-cursor.ts";
+
+/** Bytes that are decoded in one go: some hundred values, of at least two bytes each. */
+const PART_BYTES = 2048;
+/** The decoder's own. */
+const DEPTH_MAX = 100;
+
+type AnyMessage = Record<string, unknown>;
+
+/** Whether a field's values can be decoded one after another: not those that protobuf-es gives a form of its own. */
+function holdsMessages(field: DescField | undefined): field is DescField & { message: DescMessage } {
+  return (
+    field?.message !== undefined && field.fieldKind !== "map" && !field.message.typeName.startsWith("google.protobuf.")
+  );
+}
+
+/** Where the next value of the field is decoded to: a new element of a list, what is there already of a single one. */
+function targetOf(message: AnyMessage, field: DescField & { message: DescMessage }): AnyMessage {
+  const made = () => create(field.message) as unknown as AnyMessage;
+  if (field.fieldKind === "list") {
+    const element = made();
+    (message[field.localName] as unknown[]).push(element);
+    return element;
+  }
+  if (field.oneof === undefined) {
+    message[field.localName] ??= made();
+    return message[field.localName] as AnyMessage;
+  }
+  const chosen = message[field.oneof.localName] as { case?: string; value?: unknown };
+  if (chosen.case !== field.localName) {
+    message[field.oneof.localName] = { case: field.localName, value: made() };
+  }
+  return (message[field.oneof.localName] as { value: AnyMessage }).value;
+}
+
+/**
+ * Decodes an encoded message into `target` like protobuf-es's mergeFromBinary, a part with each step: of what a peer sends no
+ * more than some hundred values keep everybody else waiting. Throws what mergeFromBinary throws, at the step that comes to it.
+ */
+export function* decodeInParts<Type extends DescMessage>(
+  type: Type,
+  target: MessageShape<Type>,
+  bytes: Uint8Array,
+  readUnknownFields: boolean,
+): Generator<undefined, void> {
+  yield* partsOf(type, target as unknown as AnyMessage, bytes, readUnknownFields, 0);
+}
+
+function* partsOf(
+  type: DescMessage,
+  target: AnyMessage,
+  bytes: Uint8Array,
+  readUnknownFields: boolean,
+  depth: number,
+): Generator<undefined, void> {
+  const cursor = new WireCursor(bytes);
+  let partFrom = 0;
+  const decodeTo = (end: number) => {
+    if (end > partFrom) {
+      const part = bytes.subarray(partFrom, end);
+      mergeFromBinary(type, target as unknown as MessageShape<DescMessage>, part, { readUnknownFields });
+    }
+  };
+  const fields = new Map(type.fields.map((field) => [field.number, field]));
+  let skippedBytes = 0;
+  while (cursor.at < bytes.length) {
+    const fieldFrom = cursor.at;
+    const { number, wireType } = cursor.tag();
+    const contentBytes = wireType === WireType.lengthDelimited ? cursor.varint() : 0;
+    const contentFrom = cursor.at;
+    if (wireType === WireType.lengthDelimited) {
+      cursor.at += contentBytes;
+    } else {
+      cursor.skip(wireType);
+    }
+    if (wireType === WireType.startGroup || cursor.at > bytes.length) {
+      // No message, or one of a kind that none of ours is: the decoder knows.
+      break;
+    }
+    const field = fields.get(number);
+    if (contentBytes > PART_BYTES && holdsMessages(field) && depth < DEPTH_MAX) {
+      decodeTo(fieldFrom);
+      yield;
+      yield* partsOf(
+        field.message,
+        targetOf(target, field),
+        bytes.subarray(contentFrom, cursor.at),
+        readUnknownFields,
+        depth + 1,
+      );
+      partFrom = cursor.at;
+      skippedBytes = 0;
+      continue;
+    }
+    // A text counts as one value, however long it is.
+    skippedBytes += contentBytes > PART_BYTES ? 2 : cursor.at - fieldFrom;
+    if (skippedBytes >= PART_BYTES) {
+      decodeTo(cursor.at);
+      partFrom = cursor.at;
+      skippedBytes = 0;
+      yield;
+    }
+  }
+  decodeTo(bytes.length);
+}

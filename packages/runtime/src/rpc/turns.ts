@@ -3,9 +3,9 @@ import { OrderedList, Place } from "../ordered-list.ts";
 import type { Connection, Peer } from "./connection-table.ts";
 
 /**
- * Turns of the event loop. Of a peer's calls few start in one, if there are other peers; the others wait, and its connections
- * are not read until they have started, so that others are read in between. Of its connections one more is read with each
- * turn: none of them waits for ever.
+ * Turns of the event loop. Of a peer's calls few start in one, if there are other peers, and no more than take some
+ * milliseconds, if there are none: one may come. The others wait, and its connections are not read until they have started,
+ * so that others are read in between. Of its connections one more is read with each turn: none of them waits for ever.
  */
 export interface Turns {
   /** Starts a call of the connection, now or in a later turn. */
@@ -45,6 +45,8 @@ class Taker {
 
 /** Who began a call so lately is one whom others must not keep waiting. */
 const ACTIVE_MS = 2000;
+/** What the calls of one who is alone may take of a turn before the next ones wait. */
+const ALONE_TURN_MS = 2;
 
 function handleOf(socket: Socket): Handle | undefined {
   return socket.destroyed ? undefined : ((socket as unknown as { _handle: Handle | null })._handle ?? undefined);
@@ -58,6 +60,11 @@ export function createTurns(callsPerTurnCount: number): Turns {
   /** Those with calls that started in this turn or wait, or with connections that are not read. */
   const busy = new OrderedList<Taker>();
   let ends: NodeJS.Immediate | undefined;
+  /** When the turn began: with the first call in it. */
+  let beganAtMs = 0;
+
+  const isFull = (taker: Taker) =>
+    takers.size > 1 ? taker.startedCount >= callsPerTurnCount : performance.now() - beganAtMs >= ALONE_TURN_MS;
 
   const release = (taker: Taker, count: number) => {
     for (const connection of taker.held) {
@@ -85,9 +92,10 @@ export function createTurns(callsPerTurnCount: number): Turns {
     }
   };
   const takeTurn = (taker: Taker) => {
-    const usedUp = taker.startedCount >= callsPerTurnCount;
+    const usedUp = isFull(taker);
     taker.startedCount = 0;
-    while (taker.waiting.length > 0 && taker.startedCount < callsPerTurnCount) {
+    beganAtMs = performance.now();
+    while (taker.waiting.length > 0 && !isFull(taker)) {
       taker.startedCount += 1;
       taker.waiting.shift()?.();
     }
@@ -129,7 +137,10 @@ export function createTurns(callsPerTurnCount: number): Turns {
       busy.add(taker.placeAmongBusy);
       latest.add(taker.placeAmongLatest);
       taker.tookAtMs = performance.now();
-      ends ??= setImmediate(endTurn);
+      if (ends === undefined) {
+        beganAtMs = taker.tookAtMs;
+        ends = setImmediate(endTurn);
+      }
     }
     return taker;
   };
@@ -142,7 +153,7 @@ export function createTurns(callsPerTurnCount: number): Turns {
       }
       const taker = takerOf(connection.peer);
       taker.talking.add(connection);
-      if (takers.size > 1 && (taker.startedCount >= callsPerTurnCount || taker.waiting.length > 0)) {
+      if (isFull(taker) || taker.waiting.length > 0) {
         taker.waiting.push(start);
         hold(taker, connection);
         return;

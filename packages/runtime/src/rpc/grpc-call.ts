@@ -245,8 +245,9 @@ export class GrpcCall implements Listed, StreamTaker {
   /** The same, whatever its handler does: that hears of it. */
   cut(status: GrpcStatus): void {
     if (!this.isOver) {
+      const onCancel = this.#onCancel;
       this.fail(status);
-      this.#onCancel(this.isLate());
+      onCancel(this.isLate());
       this.#onMore();
       this.onDrain();
     }

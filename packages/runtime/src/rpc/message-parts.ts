@@ -1,10 +1,9 @@
 import { create, type DescField, type DescMessage, type MessageShape, mergeFromBinary } from "@bufbuild/protobuf";
+import { DEPTH_MAX, fieldOf } from "./message-fields.ts";
 import { WireCursor, WireType } from "./wire-cursor.ts";
 
 /** Bytes that are decoded in one go: some hundred values, of at least two bytes each. */
 const PART_BYTES = 2048;
-/** The decoder's own. */
-const DEPTH_MAX = 100;
 
 type AnyMessage = Record<string, unknown>;
 
@@ -62,7 +61,6 @@ function* partsOf(
       mergeFromBinary(type, target as unknown as MessageShape<DescMessage>, part, { readUnknownFields });
     }
   };
-  const fields = new Map(type.fields.map((field) => [field.number, field]));
   let skippedBytes = 0;
   while (cursor.at < bytes.length) {
     const fieldFrom = cursor.at;
@@ -78,7 +76,7 @@ function* partsOf(
       // No message, or one of a kind that none of ours is: the decoder knows.
       break;
     }
-    const field = fields.get(number);
+    const field = fieldOf(type, number);
     if (contentBytes > PART_BYTES && holdsMessages(field) && depth < DEPTH_MAX) {
       decodeTo(fieldFrom);
       yield;

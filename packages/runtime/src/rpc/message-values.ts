@@ -7,27 +7,17 @@ import {
   ScalarType,
 } from "@bufbuild/protobuf";
 import { WeightlineError } from "../error.ts";
+import { DEPTH_MAX, fieldOf } from "./message-fields.ts";
 import { decodeInParts } from "./message-parts.ts";
 import { MESSAGE_VALUES_MAX_COUNT, UNKNOWN_VALUES_MAX_COUNT } from "./server-limits.ts";
 import { WireCursor, WireType } from "./wire-cursor.ts";
 
 /** A tag, and a varint or a length. */
 const VALUE_MIN_BYTES = 2;
-/** The decoder's own. */
-const DEPTH_MAX = 100;
 /** A shorter request cannot have much in it. */
 const AT_ONCE_MAX_BYTES = 4096;
-
-const fieldsByNumber = new WeakMap<DescMessage, Map<number, DescField>>();
-
-function fieldOf(type: DescMessage, number: number): DescField | undefined {
-  let fields = fieldsByNumber.get(type);
-  if (fields === undefined) {
-    fields = new Map(type.fields.map((field) => [field.number, field]));
-    fieldsByNumber.set(type, fields);
-  }
-  return fields.get(number);
-}
+/** How long a step of a decoding may keep everybody waiting, in ms. */
+const STEP_MS = 0.5;
 
 /** Bytes of one value of a packed list; 0 for fields that are not packed. */
 function packedBytes(field: DescField | undefined): number {
@@ -112,9 +102,6 @@ export function checkMessageValues(type: DescMessage, bytes: Uint8Array): number
   }
   return count.unknown;
 }
-
-/** How long a step of a decoding may keep everybody waiting, in ms. */
-const STEP_MS = 0.5;
 
 /**
  * Decodes a request whose values are not too many, as checkMessageValues. What is not understood is kept, so that it is

@@ -1,8 +1,8 @@
 import { fromBinary } from "@bufbuild/protobuf";
 import { type WorkerSummary, WorkerSummarySchema } from "@weightline/proto/directory";
 import { SourceStatus, SourceStatusSchema } from "@weightline/proto/p2p";
-import { checkMessageValues } from "@weightline/runtime";
-import { varintBytes, withoutFields, writeVarint } from "./wire.ts";
+import { checkMessageValues, WeightlineError } from "@weightline/runtime";
+import { bytesOfFields, varintBytes, withoutFields, writeVarint } from "./wire.ts";
 
 /** A WorkerMetadata as a directory keeps it: what it reads itself, and the bytes that it only passes on. */
 export interface PublishedWorker {
@@ -14,9 +14,28 @@ export interface PublishedWorker {
 const OWN_FIELDS = new Set([4, 5]);
 const KNOWN_STATUS = new Set<number>(SourceStatusSchema.values.map(({ number }) => number));
 
-/** Reads an encoded WorkerMetadata; throws what protobuf throws when it is none. A status of no known number is UNKNOWN. */
+/** The bytes of a worker that are read, not only passed on; more are not even decoded, for which everybody would wait. */
+const READ_MAX_BYTES = 131_072;
+const READ_FIELDS = new Set(WorkerSummarySchema.fields.map(({ number }) => number));
+
+function checkReadBytes(encoded: Uint8Array): void {
+  if (encoded.length <= READ_MAX_BYTES) {
+    return;
+  }
+  const bytes = bytesOfFields(encoded, READ_FIELDS);
+  if (bytes > READ_MAX_BYTES) {
+    throw new WeightlineError(
+      "ResourceExhausted",
+      `worker has ${bytes} bytes besides what is passed on unread; at most ${READ_MAX_BYTES} are taken`,
+      { field: "worker", value: `${bytes} bytes`, limit: `${READ_MAX_BYTES} bytes` },
+    );
+  }
+}
+
+/** Reads an encoded WorkerMetadata; throws what protobuf throws when it is none, and ResourceExhausted for too much to read. A status of no known number is UNKNOWN. */
 export function readWorker(encoded: Uint8Array): PublishedWorker {
   checkMessageValues(WorkerSummarySchema, encoded);
+  checkReadBytes(encoded);
   const summary = fromBinary(WorkerSummarySchema, encoded, { readUnknownFields: false });
   if (!KNOWN_STATUS.has(summary.status)) {
     summary.status = SourceStatus.UNKNOWN;

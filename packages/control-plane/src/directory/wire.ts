@@ -47,6 +47,19 @@ export function withoutFields(message: Uint8Array, numbers: ReadonlySet<number>)
   return Buffer.concat(kept);
 }
 
+/** How many bytes the fields of these numbers have in a message. */
+export function bytesOfFields(message: Uint8Array, numbers: ReadonlySet<number>): number {
+  const reader = new BinaryReader(message);
+  let bytes = 0;
+  while (reader.pos < reader.len) {
+    const start = reader.pos;
+    const [number, wireType] = reader.tag();
+    reader.skip(wireType, number);
+    bytes += numbers.has(number) ? reader.pos - start : 0;
+  }
+  return bytes;
+}
+
 /** Bytes as a string of one byte a character: it keeps no more than they are, and nothing of the buffer they came in. */
 export function byteString(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("latin1");

@@ -19,13 +19,13 @@ function summaryBytes({ accelerator, topology }: WorkerSummary): number {
   return units < SURELY_SMALL_UNITS ? units : Buffer.byteLength(JSON.stringify([accelerator, topology]));
 }
 
-/** Its record has what it says, in a longer form: one that is so long is not even decoded, for which everybody would wait. */
+/** An encoded identity; a longer one is not even decoded, for which everybody would wait. */
 const IDENTITY_MAX_ENCODED_BYTES = 2 * RECORD_MAX_BYTES;
 
-/** Why an encoded identity is surely too large to be kept, if it is. */
+/** Why an encoded identity is not decoded, if it is too long for that. */
 export function encodedIdentityProblem(encoded: Uint8Array): string | undefined {
   return encoded.length > IDENTITY_MAX_ENCODED_BYTES
-    ? tooLarge("identity", encoded.length, RECORD_MAX_BYTES)
+    ? tooLarge("identity", encoded.length, IDENTITY_MAX_ENCODED_BYTES)
     : undefined;
 }
 

@@ -56,7 +56,7 @@ onEveryBackend(async (t, { p2p }) => {
     const extraParameters = Object.fromEntries(Array.from({ length: 60_000 }, (_, i) => [`${i}`, ""]));
     t.match(
       await verdict({ identity: identityOf({ extraParameters }) }),
-      /^identity of \d{6} bytes exceeds 65536 bytes$/,
+      /^identity of \d{6} bytes exceeds 131072 bytes$/,
     );
   });
 
@@ -68,6 +68,11 @@ onEveryBackend(async (t, { p2p }) => {
       await verdict({ worker: { accelerator: "cuda", topology: topologyOfBytes(RECORD_BYTES + 1) } }),
       `worker.accelerator and worker.topology of ${RECORD_BYTES + 1} bytes exceeds ${RECORD_BYTES} bytes`,
     );
+  });
+
+  t.test("a worker whose topology is far too long is not even decoded", async (t) => {
+    const topology = Object.fromEntries(Array.from({ length: 25_000 }, (_, i) => [`${i}`, ""]));
+    await t.rejects(verdict({ worker: { topology } }), /at most 131072 are taken/);
   });
 
   t.test("what is passed on unread has no limit but the message's", async (t) => {

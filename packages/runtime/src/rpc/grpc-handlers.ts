@@ -14,10 +14,11 @@ import type { GrpcCall } from "./grpc-call.ts";
 import { toHeaders } from "./grpc-request.ts";
 import type { GrpcStatus } from "./grpc-status.ts";
 import { CALL_OVER, LazyContext } from "./lazy-context.ts";
+import type { LongDecodes } from "./long-decodes.ts";
 import { brokenRequest, decodeMessage, tooLarge } from "./received-message.ts";
 import { ERROR_METADATA, encodeDetail, REQUEST_ID_METADATA, statusMessage } from "./rpc-error.ts";
 import { MAX_MESSAGE_BYTES } from "./server-limits.ts";
-import { nextTurn, requestsOf, type StreamSides, sendAll } from "./stream-messages.ts";
+import { requestsOf, type StreamSides, sendAll } from "./stream-messages.ts";
 import { EncodedMessage } from "./wire-forms.ts";
 
 /** A handler in Connect's form, its kind known only at run time. */
@@ -45,6 +46,7 @@ export interface HandlerSurroundings {
   onTaken: (call: GrpcCall) => void;
   /** Calls back when it is the call's turn to start, or to read one more message. */
   takeTurn: (call: GrpcCall, start: () => void) => void;
+  decodes: LongDecodes;
   /** Told of every finished call. */
   onCall?: (service: string, method: string, code: string, seconds: number) => void;
   /** Told of every call that failed. */
@@ -165,7 +167,7 @@ function uncut<T>(answer: Promise<T> | T, running: RunningCalls): Promise<T> | T
 /** Runs what streams until it ends or its call does, with what tells of that. */
 async function streamed(
   call: GrpcCall,
-  { streaming, shutdown, onTaken, takeTurn }: HandlerSurroundings,
+  { streaming, shutdown, onTaken, takeTurn, decodes }: HandlerSurroundings,
   body: (sides: StreamSides) => Promise<void>,
 ): Promise<void> {
   const end = new CallEnd(call);
@@ -175,7 +177,7 @@ async function streamed(
   }
   streaming.add(end);
   try {
-    await body({ end, onTaken, takeTurn });
+    await body({ end, onTaken, takeTurn, decodes });
   } finally {
     streaming.delete(end);
     end.end(CALL_OVER);
@@ -186,7 +188,7 @@ async function streamed(
 function onlyMessage(
   method: DescMethod,
   call: GrpcCall,
-  { takeTurn }: HandlerSurroundings,
+  { takeTurn, decodes }: HandlerSurroundings,
 ): unknown | Promise<unknown> {
   const message = call.takeMessage();
   if (message === undefined || call.waitingBytes > 0) {
@@ -194,7 +196,7 @@ function onlyMessage(
       message === undefined ? "the request has no whole message" : "the request has more than one message",
     );
   }
-  return decodeMessage(method.input, message, call.encoding, () => nextTurn(call, takeTurn));
+  return decodeMessage(method.input, message, call.encoding, decodes.of(call, takeTurn));
 }
 
 /** Why the message that is on its way is not taken; undefined when it may come. */
@@ -226,7 +228,7 @@ export function createCallRunner(method: DescMethod, handler: Handler, surroundi
       return streamed(call, surroundings, (sides) => answer(call, requestsOf(method, call, sides), context));
     }
     const request = onlyMessage(method, call, surroundings);
-    return answer(call, request instanceof Promise ? await request : request, context);
+    return answer(call, await uncut(request, surroundings.running), context);
   };
   return (call) => observed(method, call, surroundings, body);
 }

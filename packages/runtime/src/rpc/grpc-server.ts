@@ -8,6 +8,7 @@ import { type ServeConnection, type ServerSecurity, takePlainly, takeSecurely } 
 import { createConnectionTable } from "./connection-table.ts";
 import { createGrpcCalls } from "./grpc-calls.ts";
 import type { HandlerSurroundings } from "./grpc-handlers.ts";
+import { LongDecodes } from "./long-decodes.ts";
 import { bindPort, firstBindable, portError } from "./port-binding.ts";
 import {
   HEADER_BLOCK_MAX_BYTES,
@@ -73,6 +74,7 @@ export async function createGrpcServer(options: GrpcServerOptions): Promise<Grpc
     streaming: new Set(),
     onTaken: watch.taken,
     takeTurn: ({ connection }, start) => table.startCall(connection, start),
+    decodes: new LongDecodes(),
     ...(onCall === undefined ? {} : { onCall }),
     ...(onFailure === undefined ? {} : { onFailure }),
   };

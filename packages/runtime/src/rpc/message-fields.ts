@@ -1,4 +1,5 @@
-import type { DescField, DescMessage } from "@bufbuild/protobuf";
+import { type DescField, type DescMessage, ScalarType } from "@bufbuild/protobuf";
+import { WireType } from "./wire-cursor.ts";
 
 /** How deep protobuf-es follows messages in messages, by default. */
 export const DEPTH_MAX = 100;
@@ -13,4 +14,38 @@ export function fieldOf(type: DescMessage, number: number): DescField | undefine
     fieldsByNumber.set(type, fields);
   }
   return fields.get(number);
+}
+
+function scalarWireType(scalar: ScalarType): number {
+  switch (scalar) {
+    case ScalarType.STRING:
+    case ScalarType.BYTES:
+      return WireType.lengthDelimited;
+    case ScalarType.DOUBLE:
+    case ScalarType.FIXED64:
+    case ScalarType.SFIXED64:
+      return WireType.fixed64;
+    case ScalarType.FLOAT:
+    case ScalarType.FIXED32:
+    case ScalarType.SFIXED32:
+      return WireType.fixed32;
+    default:
+      return WireType.varint;
+  }
+}
+
+/** How one value of the field is encoded. */
+export function wireTypeOf(field: DescField): number {
+  if (field.fieldKind === "map" || field.message !== undefined) {
+    return WireType.lengthDelimited;
+  }
+  return field.scalar === undefined ? WireType.varint : scalarWireType(field.scalar);
+}
+
+/**
+ * Whether a value of this wire type is the field's, lists in their packed form too. protobuf-es does not look, and takes for
+ * one thing what is another.
+ */
+export function isEncodedAs(field: DescField, wireType: number): boolean {
+  return wireType === wireTypeOf(field) || (field.fieldKind === "list" && wireType === WireType.lengthDelimited);
 }

@@ -1,8 +1,8 @@
 import { create, type DescField, type DescMessage, type MessageShape, mergeFromBinary } from "@bufbuild/protobuf";
-import { DEPTH_MAX, fieldOf } from "./message-fields.ts";
-import { WireCursor, WireType } from "./wire-cursor.ts";
+import { DEPTH_MAX, fieldOf, isEncodedAs } from "./message-fields.ts";
+import { WireCursor } from "./wire-cursor.ts";
 
-/** Bytes that are decoded in one go: some hundred values, of at least two bytes each. */
+/** Bytes that are decoded in one go: a thousand values at most, of at least two bytes each. */
 const PART_BYTES = 2048;
 
 type AnyMessage = Record<string, unknown>;
@@ -35,7 +35,8 @@ function targetOf(message: AnyMessage, field: DescField & { message: DescMessage
 
 /**
  * Decodes an encoded message into `target` like protobuf-es's mergeFromBinary, a part with each step: of what a peer sends no
- * more than some hundred values keep everybody else waiting. Throws what mergeFromBinary throws, at the step that comes to it.
+ * more than a thousand values keep everybody else waiting. Throws at the step that comes to it what mergeFromBinary throws,
+ * and for what no encoder writes.
  */
 export function* decodeInParts<Type extends DescMessage>(
   type: Type,
@@ -55,48 +56,36 @@ function* partsOf(
 ): Generator<undefined, void> {
   const cursor = new WireCursor(bytes);
   let partFrom = 0;
+  let partBytes = 0;
   const decodeTo = (end: number) => {
     if (end > partFrom) {
       const part = bytes.subarray(partFrom, end);
       mergeFromBinary(type, target as unknown as MessageShape<DescMessage>, part, { readUnknownFields });
     }
+    partFrom = end;
+    partBytes = 0;
   };
-  let skippedBytes = 0;
   while (cursor.at < bytes.length) {
     const fieldFrom = cursor.at;
     const { number, wireType } = cursor.tag();
-    const contentBytes = wireType === WireType.lengthDelimited ? cursor.varint() : 0;
-    const contentFrom = cursor.at;
-    if (wireType === WireType.lengthDelimited) {
-      cursor.at += contentBytes;
-    } else {
-      cursor.skip(wireType);
-    }
-    if (wireType === WireType.startGroup || cursor.at > bytes.length) {
-      // No message, or one of a kind that none of ours is: the decoder knows.
-      break;
-    }
+    const contentFrom = cursor.skip(wireType);
     const field = fieldOf(type, number);
+    if (field !== undefined && !isEncodedAs(field, wireType)) {
+      throw new Error(`its field ${number} is not encoded as its type is`);
+    }
+    const contentBytes = cursor.at - contentFrom;
     if (contentBytes > PART_BYTES && holdsMessages(field) && depth < DEPTH_MAX) {
       decodeTo(fieldFrom);
       yield;
-      yield* partsOf(
-        field.message,
-        targetOf(target, field),
-        bytes.subarray(contentFrom, cursor.at),
-        readUnknownFields,
-        depth + 1,
-      );
+      const content = bytes.subarray(contentFrom, cursor.at);
+      yield* partsOf(field.message, targetOf(target, field), content, readUnknownFields, depth + 1);
       partFrom = cursor.at;
-      skippedBytes = 0;
       continue;
     }
     // A text counts as one value, however long it is.
-    skippedBytes += contentBytes > PART_BYTES ? 2 : cursor.at - fieldFrom;
-    if (skippedBytes >= PART_BYTES) {
+    partBytes += contentBytes > PART_BYTES ? 2 : cursor.at - fieldFrom;
+    if (partBytes >= PART_BYTES) {
       decodeTo(cursor.at);
-      partFrom = cursor.at;
-      skippedBytes = 0;
       yield;
     }
   }

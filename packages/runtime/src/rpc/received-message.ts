@@ -1,10 +1,10 @@
 import { promisify } from "node:util";
 import { gunzip, inflate } from "node:zlib";
-import type { DescMessage } from "@bufbuild/protobuf";
+import { create, type DescMessage, fromBinary } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { WeightlineError } from "../error.ts";
 import type { ReceivedMessage } from "./message-reader.ts";
-import { decodeRequest } from "./message-values.ts";
+import { decodingSteps, isLong } from "./message-values.ts";
 import { malformedRequest } from "./rpc-error.ts";
 import { COMPRESSED_MESSAGE_MAX_BYTES } from "./server-limits.ts";
 
@@ -44,36 +44,55 @@ async function unpack(bytes: Buffer, encoding: string): Promise<Buffer> {
   }
 }
 
+/** An error of the decoder's, in the caller's words. */
 function undecoded(type: DescMessage, error: unknown): Error {
   return error instanceof WeightlineError
     ? error
     : malformedRequest(type.typeName, error instanceof Error ? error.message : String(error));
 }
 
-function decode(type: DescMessage, bytes: Buffer, pause: () => Promise<void>): unknown | Promise<unknown> {
+async function decodeLong(type: DescMessage, bytes: Buffer, pause: () => Promise<void>): Promise<unknown> {
+  const message = create(type);
+  const steps = decodingSteps(type, message, bytes);
+  for (;;) {
+    let isDone: boolean | undefined;
+    try {
+      isDone = steps.next().done;
+    } catch (error) {
+      throw undecoded(type, error);
+    }
+    if (isDone === true) {
+      return message;
+    }
+    await pause();
+  }
+}
+
+function decode(type: DescMessage, bytes: Buffer, aside: DecodeAside): unknown | Promise<unknown> {
+  if (isLong(bytes)) {
+    return aside((pause) => decodeLong(type, bytes, pause));
+  }
   try {
-    const decoded = decodeRequest(type, bytes, pause);
-    return decoded instanceof Promise
-      ? decoded.catch((error: unknown) => {
-          throw undecoded(type, error);
-        })
-      : decoded;
+    return fromBinary(type, bytes);
   } catch (error) {
     throw undecoded(type, error);
   }
 }
 
+/** Runs the decoding of a long message when it may; it awaits `pause` between its steps, whose rejections it passes on. */
+export type DecodeAside = (decoding: (pause: () => Promise<void>) => Promise<unknown>) => Promise<unknown>;
+
 /**
- * What the message says; a promise where it is compressed, or long: then it is decoded in steps, `pause` between them. Throws
- * or rejects with InvalidArgument and ResourceExhausted.
+ * What the message says; a promise where it is compressed, or long: then it is decoded in steps. Throws or rejects with
+ * InvalidArgument and ResourceExhausted.
  */
 export function decodeMessage(
   type: DescMessage,
   { isCompressed, bytes }: ReceivedMessage,
   encoding: string,
-  pause: () => Promise<void>,
+  aside: DecodeAside,
 ): unknown | Promise<unknown> {
   return isCompressed
-    ? unpack(bytes, encoding).then((unpacked) => decode(type, unpacked, pause))
-    : decode(type, bytes, pause);
+    ? unpack(bytes, encoding).then((unpacked) => decode(type, unpacked, aside))
+    : decode(type, bytes, aside);
 }

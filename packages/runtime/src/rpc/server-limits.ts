@@ -9,7 +9,7 @@ export const HEADER_BLOCK_MAX_BYTES = 65_535;
 /** Pairs of a request's headers. */
 export const HEADER_PAIRS_MAX_COUNT = 128;
 /** Values of a request's message, nested ones too: what a few bytes each would become in memory. */
-export const MESSAGE_VALUES_MAX_COUNT = 200_000;
+export const MESSAGE_VALUES_MAX_COUNT = 100_000;
 /** Of these, values of fields that this version does not know: a message with more of them loses them. */
 export const UNKNOWN_VALUES_MAX_COUNT = 10_000;
 

@@ -1,17 +1,8 @@
-import { setImmediate } from "node:timers/promises";
 import { create, type DescMessage, type DescMethod, type MessageShape, toBinary } from "@bufbuild/protobuf";
-import { type CallEnd, cancelReason } from "./call-end.ts";
+import type { CallEnd } from "./call-end.ts";
 import type { GrpcCall } from "./grpc-call.ts";
+import type { LongDecodes } from "./long-decodes.ts";
 import { brokenRequest, decodeMessage } from "./received-message.ts";
-
-/** Waits for a later turn of the event loop that is the call's; rejects when nobody waits for the call any more. */
-export async function nextTurn(call: GrpcCall, takeTurn: StreamSides["takeTurn"]): Promise<void> {
-  await setImmediate();
-  await new Promise<void>((resolve) => takeTurn(call, resolve));
-  if (call.isOver) {
-    throw cancelReason(call.isLate());
-  }
-}
 
 /** What both sides of a streaming call have in common. */
 export interface StreamSides {
@@ -20,6 +11,7 @@ export interface StreamSides {
   onTaken: (call: GrpcCall) => void;
   /** Calls back when it is the call's turn to read one more message. */
   takeTurn: (call: GrpcCall, start: () => void) => void;
+  decodes: LongDecodes;
 }
 
 /** Waits until the call says something new, by `once`, or is over. */
@@ -40,7 +32,7 @@ function untilNews(end: CallEnd, once: (wake: () => void) => void): Promise<void
 export async function* requestsOf(
   method: DescMethod,
   call: GrpcCall,
-  { end, onTaken, takeTurn }: StreamSides,
+  { end, onTaken, takeTurn, decodes }: StreamSides,
 ): AsyncGenerator<unknown> {
   for (;;) {
     end.throwIfOver();
@@ -48,9 +40,10 @@ export async function* requestsOf(
       await new Promise<void>((resolve) => takeTurn(call, resolve));
       end.throwIfOver();
       const message = call.takeMessage();
-      onTaken(call);
       if (message !== undefined) {
-        yield await decodeMessage(method.input, message, call.encoding, () => nextTurn(call, takeTurn));
+        const request = await decodeMessage(method.input, message, call.encoding, decodes.of(call, takeTurn));
+        onTaken(call);
+        yield request;
       }
     } else if (call.isWhole) {
       if (call.waitingBytes > 0) {

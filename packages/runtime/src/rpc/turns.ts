@@ -106,18 +106,23 @@ export function createTurns(callsPerTurnCount: number): Turns {
   const forgetQuiet = () => {
     const now = performance.now();
     for (let taker = latest.first; taker !== undefined; taker = latest.first) {
-      if (now - taker.tookAtMs < ACTIVE_MS || busy.has(taker.placeAmongBusy)) {
+      if (now - taker.tookAtMs < ACTIVE_MS) {
         return;
       }
-      latest.delete(taker.placeAmongLatest);
-      takers.delete(taker.peer);
+      if (busy.has(taker.placeAmongBusy)) {
+        taker.tookAtMs = now;
+        latest.add(taker.placeAmongLatest);
+      } else {
+        latest.delete(taker.placeAmongLatest);
+        takers.delete(taker.peer);
+      }
     }
   };
   const endTurn = () => {
     ends = undefined;
     busy.forEach((taker) => {
       takeTurn(taker);
-      if (taker.startedCount === 0 && taker.held.size === 0) {
+      if (taker.startedCount === 0 && taker.held.size === 0 && taker.waiting.length === 0) {
         busy.delete(taker.placeAmongBusy);
       }
     });

@@ -152,7 +152,7 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
   const guarded = async <T>(command: () => Promise<T>): Promise<T> => {
     try {
       join();
-      return await inTime(command());
+      return await command();
     } catch (error) {
       throw failure(error);
     }
@@ -179,12 +179,12 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
   const repaired = <T>(command: () => Promise<T>, types: string[]): Promise<T> =>
     guarded(async () => {
       try {
-        return await command();
+        return await inTime(command());
       } catch (error) {
         if (!(error instanceof Error && kindOf(error) === "wrong_type")) {
           throw error;
         }
-        const [, ...removed] = await call("repair", types, "text");
+        const [, ...removed] = await inTime(call("repair", types, "text"));
         observer.failed("wrong_type");
         const keys = removed.slice(0, 5).map(String);
         bounded(
@@ -192,7 +192,7 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
           { event: "redis-key-repaired", keys },
           `${name} held another type under a key of the directory; removed`,
         );
-        return await command();
+        return await inTime(command());
       }
     });
 
@@ -217,7 +217,7 @@ export function createRedisConnection(options: RedisConnectionOptions): RedisCon
     run: (script, args, touched, form = "text") => repaired(() => call(script, args, form), keyTypes(prefix, touched)),
     checkWritable: () =>
       guarded(async () => {
-        await client.set(`${prefix}health`, "written by health checks", "PX", HEALTH_TTL_MS);
+        await inTime(client.set(`${prefix}health`, "written by health checks", "PX", HEALTH_TTL_MS));
       }),
     members: (key) => repaired(() => client.zrange(key, "0", "-1"), [key, "zset"]),
     hashes: (keys) => paged(keys, (key) => client.hgetall(key)),

@@ -228,7 +228,8 @@ export function createCallRunner(method: DescMethod, handler: Handler, surroundi
       return streamed(call, surroundings, (sides) => answer(call, requestsOf(method, call, sides), context));
     }
     const request = onlyMessage(method, call, surroundings);
-    return answer(call, await uncut(request, surroundings.running), context);
+    // Not awaited where it is here: what a turn may take is measured around the handler.
+    return answer(call, request instanceof Promise ? await uncut(request, surroundings.running) : request, context);
   };
   return (call) => observed(method, call, surroundings, body);
 }

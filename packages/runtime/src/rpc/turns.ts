@@ -5,7 +5,8 @@ import type { Connection, Peer } from "./connection-table.ts";
 /**
  * Turns of the event loop. Of a peer's calls few start in one, if there are other peers, and no more than take some
  * milliseconds, if there are none: one may come. The others wait, and its connections are not read until they have started,
- * so that others are read in between. Of its connections one more is read with each turn: none of them waits for ever.
+ * so that others are read in between. Of its connections one more is read with each turn: none of them waits for ever. What
+ * goes on after a wait, like the next message of a stream, takes a place in a turn too, but its time is not seen here.
  */
 export interface Turns {
   /** Starts a call of the connection, now or in a later turn. */

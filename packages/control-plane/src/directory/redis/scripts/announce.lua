@@ -83,9 +83,21 @@ if holdings ~= '' then
     if redis.call('EXISTS', node_key(other)) == 0 then redis.call('ZREM', nodes_key, other) end
   end
 end
-redis.call('HSET', node, 'epoch', epoch, 'sequence', sequence, 'boot_id', boot, 'store_id', store, 'address', address,
-  'state', state, 'revision', revision, 'last_seen', text(now_ms), 'expires', text(now_ms + ttl_ms), 'about', about,
-  'refreshed', refreshed)
+-- Of an unchanged announce, what it changes.
+local fields = {'sequence', sequence, 'state', state, 'last_seen', text(now_ms), 'expires', text(now_ms + ttl_ms), 'about', about}
+local function set(field, value)
+  fields[#fields + 1] = field
+  fields[#fields + 1] = value
+end
+if holdings ~= '' then
+  set('epoch', epoch)
+  set('boot_id', boot)
+  set('revision', revision)
+end
+if known[4] ~= store then set('store_id', store) end
+if known[5] ~= address then set('address', address) end
+if known[9] ~= refreshed then set('refreshed', refreshed) end
+redis.call('HSET', node, unpack(fields))
 redis.call('PEXPIRE', node, text(ttl_ms + shown_ms))
 node_changed(name, record_ttl_ms)
 return answer('take')

@@ -32,7 +32,10 @@ function checkReadBytes(encoded: Uint8Array): void {
   }
 }
 
-/** Reads an encoded WorkerMetadata; throws what protobuf throws when it is none, and ResourceExhausted for too much to read. A status of no known number is UNKNOWN. */
+/**
+ * Reads an encoded WorkerMetadata; throws what protobuf throws when it is none, and ResourceExhausted for too much to read. A
+ * status of no known number is UNKNOWN.
+ */
 export function readWorker(encoded: Uint8Array): PublishedWorker {
   checkMessageValues(WorkerSummarySchema, encoded);
   checkReadBytes(encoded);

@@ -1,5 +1,5 @@
 import { type DescField, type DescMessage, ScalarType } from "@bufbuild/protobuf";
-import { WireType } from "./wire-cursor.ts";
+import { WireType } from "@bufbuild/protobuf/wire";
 
 /** How deep protobuf-es follows messages in messages, by default. */
 export const DEPTH_MAX = 100;
@@ -20,26 +20,26 @@ function scalarWireType(scalar: ScalarType): number {
   switch (scalar) {
     case ScalarType.STRING:
     case ScalarType.BYTES:
-      return WireType.lengthDelimited;
+      return WireType.LengthDelimited;
     case ScalarType.DOUBLE:
     case ScalarType.FIXED64:
     case ScalarType.SFIXED64:
-      return WireType.fixed64;
+      return WireType.Bit64;
     case ScalarType.FLOAT:
     case ScalarType.FIXED32:
     case ScalarType.SFIXED32:
-      return WireType.fixed32;
+      return WireType.Bit32;
     default:
-      return WireType.varint;
+      return WireType.Varint;
   }
 }
 
 /** How one value of the field is encoded. */
 export function wireTypeOf(field: DescField): number {
   if (field.fieldKind === "map" || field.message !== undefined) {
-    return WireType.lengthDelimited;
+    return WireType.LengthDelimited;
   }
-  return field.scalar === undefined ? WireType.varint : scalarWireType(field.scalar);
+  return field.scalar === undefined ? WireType.Varint : scalarWireType(field.scalar);
 }
 
 /**
@@ -47,5 +47,5 @@ export function wireTypeOf(field: DescField): number {
  * one thing what is another.
  */
 export function isEncodedAs(field: DescField, wireType: number): boolean {
-  return wireType === wireTypeOf(field) || (field.fieldKind === "list" && wireType === WireType.lengthDelimited);
+  return wireType === wireTypeOf(field) || (field.fieldKind === "list" && wireType === WireType.LengthDelimited);
 }

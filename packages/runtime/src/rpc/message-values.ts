@@ -1,9 +1,10 @@
 import type { DescField, DescMessage, MessageShape } from "@bufbuild/protobuf";
+import { WireType } from "@bufbuild/protobuf/wire";
 import { WeightlineError } from "../error.ts";
 import { DEPTH_MAX, fieldOf, isEncodedAs, wireTypeOf } from "./message-fields.ts";
 import { decodeInParts } from "./message-parts.ts";
 import { MESSAGE_VALUES_MAX_COUNT, UNKNOWN_VALUES_MAX_COUNT } from "./server-limits.ts";
-import { WireCursor, WireType } from "./wire-cursor.ts";
+import { WireCursor } from "./wire-cursor.ts";
 
 /** A tag, and a varint or a length. */
 const VALUE_MIN_BYTES = 2;
@@ -16,9 +17,9 @@ const STEP_MS = 0.5;
 const MAP_VALUE = 2;
 /** The least bytes of one value of a packed list, by how it is encoded. */
 const PACKED_BYTES: Readonly<Partial<Record<number, number>>> = {
-  [WireType.varint]: 1,
-  [WireType.fixed64]: 8,
-  [WireType.fixed32]: 4,
+  [WireType.Varint]: 1,
+  [WireType.Bit64]: 8,
+  [WireType.Bit32]: 4,
 };
 
 /** Counts the values of an encoded message, until `left` of them are found. */
@@ -44,7 +45,7 @@ class ValueCount {
         this.unknown += 1;
       } else if (!isEncodedAs(field, wireType)) {
         throw new Error(`its field ${number} is not encoded as its type is`);
-      } else if (wireType === WireType.lengthDelimited && depth < DEPTH_MAX) {
+      } else if (wireType === WireType.LengthDelimited && depth < DEPTH_MAX) {
         this.#takeContent(field, contentFrom, cursor.at, depth);
       }
     }
@@ -68,7 +69,7 @@ class ValueCount {
       const { number, wireType } = cursor.tag();
       const contentFrom = cursor.skip(wireType);
       this.left -= 1;
-      if (number === MAP_VALUE && values !== undefined && wireType === WireType.lengthDelimited) {
+      if (number === MAP_VALUE && values !== undefined && wireType === WireType.LengthDelimited) {
         this.take(values, contentFrom, cursor.at, depth + 1);
       }
     }

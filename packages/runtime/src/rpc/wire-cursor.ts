@@ -1,5 +1,4 @@
-/** How a field's value is encoded (protobuf.dev, Encoding). */
-export const WireType = { varint: 0, fixed64: 1, lengthDelimited: 2, fixed32: 5 } as const;
+import { WireType } from "@bufbuild/protobuf/wire";
 
 const FIXED64_BYTES = 8;
 const FIXED32_BYTES = 4;
@@ -56,13 +55,13 @@ export class WireCursor {
   /** Goes over a value. Gives where its content begins; it ends where the cursor is then. */
   skip(wireType: number): number {
     let contentFrom = this.at;
-    if (wireType === WireType.varint) {
+    if (wireType === WireType.Varint) {
       this.#skipVarint();
-    } else if (wireType === WireType.fixed64) {
+    } else if (wireType === WireType.Bit64) {
       this.at += FIXED64_BYTES;
-    } else if (wireType === WireType.fixed32) {
+    } else if (wireType === WireType.Bit32) {
       this.at += FIXED32_BYTES;
-    } else if (wireType === WireType.lengthDelimited) {
+    } else if (wireType === WireType.LengthDelimited) {
       const bytes = this.#uint32();
       contentFrom = this.at;
       this.at += bytes;
